@@ -1,0 +1,1 @@
+"""Random-access readers of data sets on disk."""
