@@ -1,0 +1,77 @@
+"""Evaluates text-to-image person retrieval on a split of a data set."""
+
+import numpy as np
+
+from jaxzoo.data import person_retrieval as data
+from jaxzoo.data.sources.images import read_image
+from jaxzoo.errors import CorruptRecord
+from jaxzoo.eval import pictures
+from jaxzoo.eval.evaluator import Evaluation
+from jaxzoo.eval.retrieval import rank, retrieval_metrics
+
+SHOWN = ('R@1', 'R@5', 'R@10', 'mAP', 'mINP', 'mSD')
+
+
+def make_evaluator(
+  config, *, dataset: str, split: str = 'test', sheet: int = 6
+):
+  """An evaluator: every caption asks, every picture of the split answers.
+
+  Args:
+    config: of the run: image size, text length, data root.
+    dataset: as in `readers.DATASETS`; its annotations are read at once, so
+      that a wrong path fails before anything is compiled.
+    split: of the data set.
+    sheet: queries on the retrieval sheet.
+
+  Returns:
+    predict -> Evaluation with R@1, R@5, R@10, mAP, mINP and mSD in percent, and
+    the picture `retrieval`.
+  """
+  records = data.read_split(config, dataset, split)
+
+  def evaluate(predict) -> Evaluation:
+    gallery = predict(*data.gallery_data(config, records))
+    query = predict(*data.query_data(config, records))
+    metrics = retrieval_metrics(
+      query.outputs['text'],
+      gallery.outputs['image'],
+      records.caption_pids,
+      records.image_pids,
+      query_mask=query.mask,
+      gallery_mask=gallery.mask,
+    )
+
+    def draw():
+      # Evenly spread over the file, the same ones after every evaluation.
+      count = min(sheet, len(records.captions))
+      shown = np.linspace(0, len(records.captions) - 1, count).astype(int)
+      _, best = rank(
+        query.outputs['text'][shown],
+        gallery.outputs['image'],
+        k=10,
+        gallery_mask=gallery.mask,
+      )
+      return {
+        'retrieval': pictures.retrieval_sheet(
+          [
+            pictures.Ranking(
+              records.captions[q],
+              [_picture(records.image_paths[g]) for g in row],
+              [records.image_pids[g] == records.caption_pids[q] for g in row],
+            )
+            for q, row in zip(shown, best, strict=True)
+          ]
+        )
+      }
+
+    return Evaluation({name: metrics[name] for name in SHOWN}, draw)
+
+  return evaluate
+
+
+def _picture(path):
+  try:
+    return read_image(path)
+  except CorruptRecord:
+    return np.zeros((3, 1, 3), np.uint8)
