@@ -1,0 +1,1 @@
+"""Training: mesh, loop, optimizers, checkpoints, writers."""
