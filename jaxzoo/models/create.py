@@ -1,0 +1,106 @@
+"""Backbones by name, with random or with published weights.
+
+    module, variables = create_model('clip_vit_b16', weights='ViT-B-16.pt')
+    image, text = module.apply(variables, image, text)
+
+What there is: `list_models()`; what is known of each: `model_card(name)`.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxzoo.errors import UserError
+from jaxzoo.models.cards import list_models, model_card
+from jaxzoo.weights.merge import merge
+from jaxzoo.weights.readers import read_state_dict
+
+__all__ = ['create_model', 'list_models', 'load_weights', 'model_card']
+
+
+def create_model(
+  name: str,
+  *,
+  num_classes: int | None = None,
+  image_size: tuple[int, int] | int | None = None,
+  text_length: int | None = None,
+  dtype: str = 'float32',
+  weights: str | os.PathLike | None = None,
+  fresh: Sequence[str] = (),
+  rng: jax.Array | None = None,
+  **overrides,
+):
+  """A network and its variables.
+
+  Args:
+    name: one of `list_models()`.
+    num_classes: of the classifier, where the model has one; default: as
+      published.
+    image_size: of the images to come, one side or (height, width); positions
+      of published weights are resized to it. Default: as published.
+    text_length: ids of the texts to come, likewise.
+    dtype: of the computation; parameters are float32.
+    weights: a published checkpoint, as `weights.readers.read_state_dict` takes
+      it: a file, a folder, a name on the Hugging Face hub.
+    fresh: regexes of variables that `weights` may lack or have in another
+      shape, such as the classifier of other classes; those stay random.
+    rng: key of the random variables; default `jax.random.key(0)`.
+    **overrides: fields of the module, as its builder takes them: `scan=True`.
+
+  Returns:
+    (module, variables), for `module.apply(variables, ...)`. Inputs of the
+    module are normalised images; `model_card(name)` has mean and std.
+
+  Raises:
+    UserError: an unknown name, an option that the model does not have, or
+      weights that do not fit.
+  """
+  card = model_card(name)
+  place, _, function = card.builder.partition(':')
+  side = image_size or card.image_size
+  built = getattr(importlib.import_module(place), function)(
+    card,
+    num_classes=num_classes,
+    image_size=(side, side) if isinstance(side, int) else tuple(side),
+    text_length=text_length or card.text_length,
+    dtype=_dtype(dtype),
+    **overrides,
+  )
+  rng = jax.random.key(0) if rng is None else rng
+
+  def init():
+    blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
+    return built.module.init(rng, *blank)
+
+  # Where all comes from the checkpoint nothing random is made.
+  variables = jax.eval_shape(init) if weights and not fresh else jax.jit(init)()
+  if weights:
+    loaded = built.convert(read_state_dict(weights))
+    variables, _ = merge(variables, loaded, fresh=fresh)
+  return built.module, variables
+
+
+def load_weights(name: str, path: str | os.PathLike, **options) -> dict:
+  """The variables of a model from a published checkpoint.
+
+  Args:
+    name: one of `list_models()`.
+    path: as `weights` of `create_model`.
+    **options: of `create_model`.
+
+  Returns:
+    For `module.apply`.
+  """
+  return create_model(name, weights=path, **options)[1]
+
+
+def _dtype(name):
+  try:
+    return jnp.dtype(name)
+  except TypeError as error:
+    raise UserError(
+      f"dtype {name!r}: expected 'float32', 'bfloat16' or 'float16'"
+    ) from error
