@@ -73,10 +73,10 @@ def demo(name, model='', cross=''):
   config.towers = clip.Towers(
     image='vit',
     image_width=128,
-    image_depth=2,
+    image_depth=3,
     image_heads=2,
     patch_size=16,
-    text_width=128,
+    text_width=64,
     text_depth=2,
     text_heads=2,
     vocab_size=49408,
@@ -84,16 +84,19 @@ def demo(name, model='', cross=''):
   )._asdict()
   config.image_size = (128, 48)
   config.text_length = 120
-  config.num_classes = 1000
+  config.num_classes = 2500
+  config.loss.temperature = 0.05
   config.granularity.update(queries=8, decoder_depth=1, matcher_depth=1)
   config.scan = False  # small and few: unrolled is faster
-  config.data.embedded = dict(seed=0, train_identities=1000)
+  config.data.embedded = dict(
+    seed=0, train_identities=2500, images_per_identity=3
+  )
   config.data.cache_images = True
-  config.data.pad_crop = 2
-  config.data.random_erase = 0.0
+  config.data.pad_crop = 4
+  config.data.random_erase = 0.2
 
   config.batch_size = 64
-  config.epochs = 3.0
+  config.epochs = 4.0
   config.optim.lr = 2e-3
   config.optim.name = 'muon'
   config.optim.b2 = 0.98
@@ -122,10 +125,10 @@ def tiny(name, **options):
   config = demo(name, **options)
   config.towers.update(
     image_width=32,
-    image_depth=2,
+    image_depth=1,
     image_heads=2,
     text_width=32,
-    text_depth=2,
+    text_depth=1,
     text_heads=2,
     output_dim=32,
   )

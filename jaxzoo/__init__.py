@@ -15,7 +15,6 @@ _LAZY = {
   'list_systems': 'jaxzoo.catalog',
   'load_weights': 'jaxzoo.models.create',
   'model_card': 'jaxzoo.models.cards',
-  'train': 'jaxzoo.main',
 }
 __all__ = ['__version__', *_LAZY]
 

@@ -28,7 +28,7 @@ from jaxzoo.errors import UserError
 from jaxzoo.eval.evaluator import make_predict
 from jaxzoo.eval.pictures import learning_curves
 from jaxzoo.system import System, with_ema
-from jaxzoo.train import checkpoint, loop, optim
+from jaxzoo.train import checkpoint, host, loop, optim
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.writers import (
   Display,
@@ -444,6 +444,7 @@ def main(argv=None) -> int:
   message says how to mend. 3: training diverged. 130: Ctrl-C.
   """
   logging.set_verbosity(logging.WARNING)
+  host.keep_freed_memory()
   console = Console()
   try:
     arguments, overrides = parse_arguments(

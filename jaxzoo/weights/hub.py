@@ -66,14 +66,18 @@ def _download(repo: str, file: str | None, revision: str | None) -> epath.Path:
       f'{repo}: no such folder here, and reading from the Hugging Face hub '
       "needs huggingface_hub: pip install 'jaxzoo[hub]'"
     ) from error
-  reason = None
+  reason, offline = None, False
   for name in [file] if file else _FILES:
     try:
       return epath.Path(
-        huggingface_hub.hf_hub_download(repo, name, revision=revision)
+        huggingface_hub.hf_hub_download(
+          repo, name, revision=revision, local_files_only=offline
+        )
       )
     except errors.EntryNotFoundError as error:
-      reason = error
+      # Without a network it has tried long enough: the cache alone from now.
+      offline = isinstance(error, errors.LocalEntryNotFoundError)
+      reason = reason or error
     except Exception as error:  # network, permission, spelling: all theirs
       reason = error
       break

@@ -485,17 +485,23 @@ def fake_hub(monkeypatch, found):
   """A huggingface_hub that has the files `found` and no network."""
   errors = types.ModuleType('huggingface_hub.errors')
   errors.EntryNotFoundError = type('EntryNotFoundError', (Exception,), {})
+  errors.LocalEntryNotFoundError = type(
+    'LocalEntryNotFoundError', (errors.EntryNotFoundError,), {}
+  )
+  asked = []
   module = types.ModuleType('huggingface_hub')
   module.errors = errors
 
-  def hf_hub_download(repo, name, revision=None):
+  def hf_hub_download(repo, name, revision=None, local_files_only=False):
+    asked.append((name, local_files_only))
     if (repo, name, revision) not in found:
-      raise errors.EntryNotFoundError(f'404 {name}')
+      raise errors.LocalEntryNotFoundError(f'404 {name}')
     return found[repo, name, revision]
 
   module.hf_hub_download = hf_hub_download
   monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
   monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
+  return asked
 
 
 @pytest.mark.parametrize(
@@ -514,6 +520,16 @@ def test_hub_names(tmp_path, monkeypatch, weights, tensors, path, asked):
   same(read_state_dict(path), weights)
   with pytest.raises(UserError, match='other/one.*404'):
     read_state_dict('other/one')
+
+
+def test_hub_is_asked_over_the_network_once_when_there_is_none(
+  tmp_path, monkeypatch, tensors, weights
+):
+  monkeypatch.chdir(tmp_path)
+  file = archive(tmp_path / 'cached', tensors)
+  asked = fake_hub(monkeypatch, {('a/b', 'pytorch_model.bin', None): str(file)})
+  same(read_state_dict('a/b'), weights)
+  assert asked == [('model.safetensors', False), ('pytorch_model.bin', True)]
 
 
 def test_hub_without_its_library_says_what_to_install(monkeypatch, tmp_path):

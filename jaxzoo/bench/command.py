@@ -1,0 +1,74 @@
+"""What the commands of this package share: a config, a table, JSON, errors."""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import logging
+
+from jaxzoo import configuration
+from jaxzoo.errors import UserError
+from jaxzoo.train import host
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+  """A parser of `python -m jaxzoo.bench.NAME` with the common options."""
+  parser = argparse.ArgumentParser(
+    prog=f'python -m jaxzoo.bench.{name}',
+    description=description,
+    epilog='Any field of the config: --config.FIELD=VALUE.',
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add('--config', required=True, metavar='FILE[:VARIANT]')
+  add('--batch_size', type=int, help='as --config.batch_size')
+  add('--dtype', help='as --config.dtype')
+  add('--json', metavar='FILE', help='write the numbers')
+  return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv):
+  """(arguments, config) of a command line.
+
+  Raises:
+    UserError: a config that there is not, or a value that no run can have.
+  """
+  own = [a for a in argv if not a.startswith('--config.')]
+  arguments = parser.parse_args(own)
+  fields = [a for a in argv if a.startswith('--config.')]
+  for name in ('batch_size', 'dtype'):
+    if getattr(arguments, name) is not None:
+      fields.append(f'--config.{name}={getattr(arguments, name)}')
+  config, _ = configuration.parse([f'--config={arguments.config}', *fields])
+  configuration.check(config)
+  return arguments, config
+
+
+def write_json(path: str, result: dict) -> None:
+  """Writes the numbers.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  try:
+    pathlib.Path(path).expanduser().write_text(
+      json.dumps(result, indent=2) + '\n'
+    )
+  except OSError as error:
+    raise UserError(f'--json {path}: {error.strerror}') from error
+
+
+def run(command: Callable[[list[str]], None], argv=None) -> int:
+  """Runs a command; 0, or 2 for a mistake that the message says how to mend."""
+  logging.set_verbosity(logging.WARNING)
+  host.keep_freed_memory()  # as training does
+  try:
+    command(sys.argv[1:] if argv is None else argv)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
+  return 0
