@@ -55,6 +55,7 @@ def common():
   )
 
   config.data.kind = 'person_retrieval'
+  config.data.unit = 'images'
   config.data.dataset = 'ufine6926'
   config.data.root = ''
   config.data.cache_images = False
@@ -96,7 +97,8 @@ def demo(name, model='', cross=''):
   config.data.random_erase = 0.2
 
   config.batch_size = 64
-  config.epochs = 4.0
+  config.epochs = 2.5
+  config.eval_epochs = config.save_epochs = 1.25
   config.optim.lr = 2e-3
   config.optim.name = 'muon'
   config.optim.b2 = 0.98

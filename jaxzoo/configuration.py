@@ -46,6 +46,7 @@ def defaults() -> ml_collections.ConfigDict:
 
   config.data = ml_collections.ConfigDict()
   config.data.kind = ''  # a key of catalog.DATA
+  config.data.unit = 'examples'  # what the rates count
   config.data.threads = 4
   config.data.workers = 0  # processes instead of threads: for heavy decoding
   config.data.max_corrupt = 0.01  # share of records that may be unreadable
@@ -68,6 +69,8 @@ def defaults() -> ml_collections.ConfigDict:
   config.init.weights = ''  # published checkpoint to start from
   config.init.fresh = ()  # regexes of parameters that it does not have
 
+  # Metrics of what a demo is compared with, measured as docs/results.md says.
+  config.baseline = ml_collections.ConfigDict()
   config.profile = ()  # (first, last) step of a profiler trace
   return config
 

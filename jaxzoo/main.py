@@ -41,6 +41,7 @@ from jaxzoo.weights.readers import read_state_dict
 
 # Fields that may change between the parts of one run.
 FREE_FIELDS = (
+  'baseline',
   'checkpoint',
   'data.max_corrupt',
   'data.threads',
@@ -334,7 +335,9 @@ def run(
   """The loop between a state and result.json."""
   writer = Writer(workdir, int(state.step))
   writer.json('config.json', as_json(config))
-  display = Display(plan.total, int(state.step), console)
+  display = Display(
+    plan.total, int(state.step), console, config.data.unit
+  )
   predict = make_predict(system, program.mesh, config.eval_batch_size)
   evaluations = {}
 
@@ -370,6 +373,8 @@ def run(
     )
     step = int(state.step)
     result = {'system': config.system, 'step': step, 'metrics': metrics}
+    if config.baseline:
+      result['baseline'] = config.baseline.to_dict()
     writer.json('result.json', result)
     if jax.process_index() == 0:
       for name, evaluation in evaluations.items():
@@ -377,7 +382,8 @@ def run(
           writer.picture(f'{name}_{picture}', image, step)
       curves = learning_curves(writer.history())
       writer.picture('learning_curves', curves, step)
-  console.print(result_table(metrics))
+  others = {'(baseline)': config.baseline} if config.baseline else {}
+  console.print(result_table(metrics, others))
   return result
 
 

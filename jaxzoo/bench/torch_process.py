@@ -83,6 +83,24 @@ def require(config) -> None:
     )
 
 
+class Timing(NamedTuple):
+  """One step, in seconds: of the clock, and of all cores of the process."""
+
+  wall: float
+  cpu: float
+
+
+def clock() -> Timing:
+  """Now; two of them differ by what `since` gives."""
+  return Timing(time.perf_counter(), time.process_time())
+
+
+def since(started: Timing) -> Timing:
+  """What has passed."""
+  now = clock()
+  return Timing(now.wall - started.wall, now.cpu - started.cpu)
+
+
 class TorchProcess:
   """A process that trains when it is asked to.
 
@@ -105,8 +123,8 @@ class TorchProcess:
     self.told = {}
     self._receive()
 
-  def run(self, steps: int) -> list[float]:
-    """Trains; the seconds of each step."""
+  def run(self, steps: int) -> list[Timing]:
+    """Trains; the time of each step."""
     self._connection.send(steps)
     return self._receive()
 
@@ -118,18 +136,18 @@ class TorchProcess:
 
   def _receive(self):
     try:
-      seconds, told = self._connection.recv()
+      timings, told = self._connection.recv()
     except EOFError as error:
       raise UserError(
         'torch: its process ended, for the reason above; if there is none, '
         'memory did not suffice for both: lower --batch_size'
       ) from error
     self.told |= told
-    return seconds
+    return timings
 
 
 def _serve(connection, sizes: Sizes, lean: bool, batch: dict, device: str):
-  """Receives numbers of steps; sends their seconds, and what `told` holds."""
+  """Receives numbers of steps; sends their times, and what `told` holds."""
   import torch
 
   from jaxzoo.bench import irra_torch
@@ -147,16 +165,16 @@ def _serve(connection, sizes: Sizes, lean: bool, batch: dict, device: str):
   )
   with contextlib.suppress(EOFError):
     while steps := connection.recv():
-      seconds = []
+      timings = []
       for _ in range(steps):
-        started = time.perf_counter()
+        started = clock()
         metrics = irra_torch.train_step(model, optimizer, batch)
         if device == 'cuda':
           torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+        timings.append(since(started))
       if device == 'cuda':
         memory = torch.cuda.max_memory_allocated()
       else:
         memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
       loss = float(metrics['loss'].detach())
-      connection.send((seconds, {'memory_gib': memory / 2**30, 'loss': loss}))
+      connection.send((timings, {'memory_gib': memory / 2**30, 'loss': loss}))

@@ -30,6 +30,7 @@ from jaxzoo import catalog, main
 from jaxzoo.bench import command, torch_process
 from jaxzoo.bench.flops import training_flops
 from jaxzoo.bench.synthetic import synthetic_batch
+from jaxzoo.bench.torch_process import Timing, clock, since
 from jaxzoo.errors import UserError
 from jaxzoo.train import loop
 from jaxzoo.train import mesh as meshes
@@ -46,8 +47,8 @@ PEAK_TFLOPS = {
   'NVIDIA H200': 989.0,
 }
 
-Run = Callable[[int], list[float]]  # number of steps -> seconds of each
-Rounds = list[list[float]]  # seconds by round and step
+Run = Callable[[int], list[Timing]]  # number of steps -> the time of each
+Rounds = list[list[Timing]]  # by round and step
 
 
 def peak_tflops(device_kind: str) -> float | None:
@@ -112,19 +113,18 @@ def make_run(step, state, batch) -> Run:
 
   def run(steps):
     nonlocal state
-    seconds, running = [], None
-    started = time.perf_counter()
+    timings, running = [], None
+    started = clock()
     for remaining in reversed(range(steps + 1)):
       queued = None
       if remaining:
         state, queued = step(state, batch)
       if running is not None:
         jax.block_until_ready(running)
-        ended = time.perf_counter()
-        seconds.append(ended - started)
-        started = ended
+        timings.append(since(started))
+        started = clock()
       running = queued
-    return seconds
+    return timings
 
   return run
 
@@ -132,34 +132,34 @@ def make_run(step, state, batch) -> Run:
 def alternate(
   runs: dict[str, Run], *, rounds: int, steps: int, warmup: int
 ) -> dict[str, Rounds]:
-  """Seconds of each runner; in every round each has its turn."""
+  """Times of each runner; in every round each has its turn."""
   for run in runs.values():
     run(warmup)
-  seconds = {name: [] for name in runs}
+  timings = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():
-      seconds[name].append(run(steps))
-  return seconds
+      timings[name].append(run(steps))
+  return timings
 
 
 def summarize(rounds: Rounds, batch_size: int) -> dict[str, float]:
-  """Milliseconds of a step, and images a second at the median."""
-  seconds = [x for each in rounds for x in each]
+  """Times of a step, and images a second at the median."""
+  timings = [timing for each in rounds for timing in each]
+  seconds = [timing.wall for timing in timings]
   median = statistics.median(seconds)
   return {
     'step_ms': 1e3 * median,
     'step_ms_min': 1e3 * min(seconds),
     'step_ms_max': 1e3 * max(seconds),
+    'host_cpu_seconds': statistics.median(x.cpu for x in timings),
     'images_per_second': batch_size / median,
   }
 
 
 def speedup(ours: Rounds, theirs: Rounds) -> dict[str, float]:
   """How many times as fast ours is, round by round."""
-  ratios = [
-    statistics.median(b) / statistics.median(a)
-    for a, b in zip(ours, theirs, strict=True)
-  ]
+  median = lambda timings: statistics.median(x.wall for x in timings)
+  ratios = [median(b) / median(a) for a, b in zip(ours, theirs, strict=True)]
   return {
     'median': statistics.median(ratios),
     'min': min(ratios),
@@ -228,8 +228,8 @@ def measure(
       theirs = torch_process.TorchProcess(config, batch, torch == 'lean')
       stack.enter_context(contextlib.closing(theirs))
       runs['torch'] = theirs.run
-    seconds = alternate(runs, rounds=rounds, steps=steps, warmup=warmup)
-  rates = summarize(seconds['jaxzoo'], config.batch_size)
+    timings = alternate(runs, rounds=rounds, steps=steps, warmup=warmup)
+  rates = summarize(timings['jaxzoo'], config.batch_size)
   result = {
     'system': config.system,
     'batch_size': config.batch_size,
@@ -239,11 +239,11 @@ def measure(
   }
   if torch:
     result['torch'] = {
-      **summarize(seconds['torch'], config.batch_size),
+      **summarize(timings['torch'], config.batch_size),
       **theirs.told,
       'variant': torch,
     }
-    result['speedup'] = speedup(seconds['jaxzoo'], seconds['torch'])
+    result['speedup'] = speedup(timings['jaxzoo'], timings['torch'])
   return result
 
 
@@ -252,6 +252,7 @@ ROWS = {
   'step_ms': ('step, ms (median)', '.1f'),
   'step_ms_min': ('step, ms (min)', '.1f'),
   'step_ms_max': ('step, ms (max)', '.1f'),
+  'host_cpu_seconds': ("step, s of the host's cores", '.2f'),
   'images_per_second': ('images/s', '.2f'),
   'parameters': ('parameters', ',d'),
   'memory_gib': ('memory at the most, GiB', '.2f'),

@@ -5,6 +5,7 @@ is a few numbers that go into the checkpoint. Evaluation: every record exactly
 once, the last batch padded and masked.
 """
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -194,7 +195,7 @@ def eval_batches(
     try:
       return apply(source[index], np.random.default_rng(index))
     except CorruptRecord as error:
-      logging.warning('corrupt record left out of the evaluation: %s', error)
+      _report_missing(str(error))
       return None
 
   blank = _blank_record(source, apply)
@@ -211,6 +212,11 @@ def eval_batches(
     if len(pending) == batch_size:
       yield _padded(pending, blank)
       pending = []
+
+
+@functools.cache  # evaluations come again and again: once is enough
+def _report_missing(what: str) -> None:
+  logging.warning('corrupt record left out of the evaluation: %s', what)
 
 
 def _blank_record(source, apply: Transform) -> dict:

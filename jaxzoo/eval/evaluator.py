@@ -13,7 +13,6 @@ import numpy as np
 from jaxzoo.data.pipeline import eval_batches
 from jaxzoo.train import mesh as meshes
 
-
 # Batches that may wait on the devices: reading ahead of them without a bound
 # would fill their memory.
 IN_FLIGHT = 2

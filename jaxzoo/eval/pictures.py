@@ -102,8 +102,16 @@ def learning_curves(
   columns = min(4, max(1, len(names)))
   rows = -(-len(names) // columns) or 1
   # A Figure of its own: pyplot's global state would choose a window system.
-  figure = matplotlib.figure.Figure(
-    figsize=(3.2 * columns, 2.3 * rows), layout='constrained'
+  width, height = 3.2 * columns, 2.3 * rows  # inches
+  figure = matplotlib.figure.Figure(figsize=(width, height))
+  # Margins by hand: a layout engine draws everything several times.
+  figure.subplots_adjust(
+    left=0.45 / width,
+    right=1 - 0.15 / width,
+    bottom=0.3 / height,
+    top=1 - 0.3 / height,
+    wspace=0.25,
+    hspace=0.35,
   )
   for i, name in enumerate(names):
     axes = figure.add_subplot(rows, columns, i + 1)

@@ -111,6 +111,7 @@ class Checkpoints:
       item_names=('state', 'meta'),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,  # of a process that was killed
         # Only needed for its type: says that metrics are to be stored.
         best_fn=(lambda metrics: metrics.get(best, 0.0)) if best else None,
         async_options=ocp.AsyncOptions(
@@ -142,7 +143,7 @@ class Checkpoints:
         state=ocp.args.StandardSave(plain),
         meta=ocp.args.JsonSave({**meta, ARRAYS: _arrays(plain)}),
       ),
-      metrics=dict(metrics) if metrics else None,
+      metrics=dict(metrics or {}),
       force=True,
     )
 

@@ -152,11 +152,16 @@ class Display:
   """
 
   def __init__(
-    self, total: int, start: int = 0, console: Console | None = None
+    self,
+    total: int,
+    start: int = 0,
+    console: Console | None = None,
+    unit: str = 'examples',
   ):
     quiet = jax.process_index() != 0
     self.console = console or Console(quiet=quiet)
     self._total = total
+    self._unit = unit
     self._progress = Progress(
       TextColumn('[bold]step'),
       MofNCompleteColumn(),
@@ -194,7 +199,7 @@ class Display:
       examples: examples per second.
     """
     left = (self._total - step) / rate if rate else 0.0
-    text = f'{rate:.3g} steps/s  {examples:.4g} examples/s'
+    text = f'{rate:.3g} steps/s  {examples:.4g} {self._unit}/s'
     self._progress.update(
       self._task, completed=step, rate=text, left=format_time(left)
     )

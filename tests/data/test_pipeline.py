@@ -334,6 +334,7 @@ def test_evaluation_covers_every_record_once(size, batch_size, shards):
 @pytest.mark.parametrize('corrupt', [[0], [3, 4, 5], [9], range(9)])
 @pytest.mark.parametrize('shards', [1, 2])
 def test_evaluation_masks_what_cannot_be_read(corrupt, shards, caplog):
+  pipeline._report_missing.cache_clear()
   rows, _ = covered(Numbers(10, corrupt), 2, shards)
   assert sorted(rows) == [(i, i) for i in range(10) if i not in set(corrupt)]
   for i in corrupt:
