@@ -149,6 +149,7 @@ def tiny(name, **options):
   )
   config.batch_size = 8
   config.epochs = 4.0
+  config.eval_epochs = config.save_epochs = 1.0
   config.log_steps = 2
   return config
 
