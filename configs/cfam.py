@@ -97,8 +97,8 @@ def demo(name, model='', cross=''):
   config.data.random_erase = 0.2
 
   config.batch_size = 64
-  config.epochs = 2.5
-  config.eval_epochs = config.save_epochs = 1.25
+  config.epochs = 3.5
+  config.eval_epochs = config.save_epochs = 1.0
   config.optim.lr = 2e-3
   config.optim.name = 'muon'
   config.optim.b2 = 0.98

@@ -335,9 +335,7 @@ def run(
   """The loop between a state and result.json."""
   writer = Writer(workdir, int(state.step))
   writer.json('config.json', as_json(config))
-  display = Display(
-    plan.total, int(state.step), console, config.data.unit
-  )
+  display = Display(plan.total, int(state.step), console, config.data.unit)
   predict = make_predict(system, program.mesh, config.eval_batch_size)
   evaluations = {}
 
