@@ -151,7 +151,9 @@ own.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
 
 
 @pytest.mark.parametrize(
-  'wrap', [jax.jit, jax.checkpoint, jax.vmap, lambda _: own], ids=str
+  'wrap',
+  [jax.jit, jax.checkpoint, jax.vmap, lambda _: own],
+  ids=['jit', 'checkpoint', 'vmap', 'custom_vjp'],
 )
 def test_wrapped_function_counts_once(wrap):
   shape = (3, 4, 4) if wrap is jax.vmap else (4, 4)
