@@ -118,3 +118,9 @@ def test_damaged_checkpoint_is_passed_over_by_both(tmp_path):
   result = json.loads((tmp_path / 'result.json').read_text())
   assert result['metrics'] == pytest.approx(before['metrics'], abs=15)
   assert (tmp_path / 'checkpoints/16.bad').is_dir()
+
+
+def test_tensor_axis_across_processes_is_an_error(tmp_path):
+  arguments = ['--config.mesh.fsdp=1', '--config.mesh.tensor=4']
+  for code, _, err in end(start(tmp_path / 'run', *arguments)):
+    assert code == 2 and 'tensor=4 spans processes' in err

@@ -61,7 +61,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
-  """Raises UserError where a global batch does not divide over the devices."""
+  """Raises UserError where a global batch does not divide over the devices.
+
+  Or where `tensor` spans processes: each reads a part of the batch of its own,
+  so that those of one tensor group would read different parts of one.
+  """
+  process = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  if (process != process[..., :1]).any():
+    raise UserError(
+      f'mesh tensor={mesh.shape["tensor"]} spans processes: make it a divisor '
+      f'of the {jax.local_device_count()} devices of one process'
+    )
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if microbatches < 1:
     raise UserError(f'microbatches={microbatches}: it must be at least 1')

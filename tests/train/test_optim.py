@@ -148,6 +148,70 @@ def test_adamw_adds_the_decay_to_the_update():
   close(got, by_hand(rule))
 
 
+def first_update(tx, path, gradient):
+  """The first update of one array of zeros called `path`."""
+  tree = gradient
+  for name in reversed(path.split('/')):
+    tree = {name: tree}
+  zeros = jax.tree.map(jnp.zeros_like, tree)
+  update, _ = tx.update(tree, tx.init(zeros), zeros)
+  return np.asarray(jax.tree.leaves(update)[0])
+
+
+def random_array(*shape):
+  return jax.random.normal(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize('shape', [(24, 16), (16, 24)])
+def test_muon_makes_the_update_of_a_matrix_orthogonal(shape):
+  update = first_update(
+    make_optimizer('muon', LR), 'mlp/fc1/kernel', random_array(*shape)
+  )
+  # Five Newton-Schulz steps bring singular values near 1, not to it.
+  values = np.linalg.svd(update, compute_uv=False)
+  size = LR * 0.2 * math.sqrt(max(shape))
+  assert (values > 0.6 * size).all() and (values < 1.3 * size).all()
+
+
+def test_muon_treats_a_stack_of_layers_like_each_layer():
+  tx, stack = make_optimizer('muon', LR), random_array(3, 24, 16)
+  got = first_update(tx, 'blocks/mlp/fc1/kernel', stack)
+  for layer, gradient in zip(got, stack, strict=True):
+    want = first_update(tx, 'block_0/mlp/fc1/kernel', gradient)
+    np.testing.assert_allclose(layer, want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'path, shape, matrix',
+  [
+    ('attn/query/kernel', (24, 4, 8), (24, 32)),  # in, heads, channels
+    ('attn/out/kernel', (4, 8, 24), (32, 24)),  # heads, channels, out
+  ],
+)
+def test_muon_joins_heads_and_channels(path, shape, matrix):
+  tx, gradient = make_optimizer('muon', LR), random_array(*shape)
+  got = first_update(tx, path, gradient)
+  want = first_update(tx, 'mlp/fc1/kernel', gradient.reshape(matrix))
+  np.testing.assert_allclose(got.reshape(matrix), want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'path, shape',
+  [
+    ('mlp/fc1/bias', (16,)),
+    ('text/token_embedding', (40, 8)),
+    ('image/conv/kernel', (4, 4, 3, 8)),
+    ('classifier/kernel', (8, 40)),
+  ],
+)
+def test_muon_leaves_the_rest_to_adam(path, shape):
+  gradient = random_array(*shape)
+  update = first_update(make_optimizer('muon', LR), path, gradient)
+  # Adam's first update is the sign of the gradient.
+  ratio = update / (-LR * np.sign(gradient))
+  np.testing.assert_allclose(ratio, ratio.flat[0] + 0 * ratio, rtol=1e-3)
+
+
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_sgd_adds_the_decay_to_the_gradient_before_the_momentum(nesterov):
   decay, beta = 0.3, 0.8
@@ -194,7 +258,7 @@ def test_first_moment_takes_the_dtype_that_is_asked():
 
 
 @pytest.mark.parametrize(
-  'name, nearest', [('adamv', 'adamw'), ('sdg', 'sgd'), ('lion', 'adam')]
+  'name, nearest', [('adamv', 'adamw'), ('sdg', 'sgd'), ('zz', 'known')]
 )
 def test_unknown_optimizer_names_the_nearest(name, nearest):
   with pytest.raises(UserError, match=f'optim.name.*{name}.*{nearest}'):
