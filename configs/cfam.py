@@ -3,7 +3,8 @@
     python -m jaxzoo.main --config=configs/cfam.py
 
 trains small towers from scratch on the embedded `pedestrians` and searches
-people it has never seen by long descriptions.
+people it has never seen by long descriptions: R@1 about 60 % among 360 images of
+120 people (docs/results.md), in minutes on two CPU cores.
 
     --config=configs/cfam.py:baseline       global similarity alone
     --config=configs/cfam.py:ufine6926      the published recipe, ViT-B/16;
