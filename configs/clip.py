@@ -42,6 +42,8 @@ def demo(variant, model=''):
   config.loss = {}
   config.num_classes = 0  # identities play no part
   del config.granularity
+  for name in [n for n, fields in config.evals.items() if 'vectors' in fields]:
+    del config.evals[name]  # of the granules
   return config
 
 

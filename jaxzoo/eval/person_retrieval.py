@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxzoo.data import person_retrieval as data
 from jaxzoo.data.sources.images import read_image
-from jaxzoo.errors import CorruptRecord
+from jaxzoo.errors import CorruptRecord, UserError
 from jaxzoo.eval import pictures
 from jaxzoo.eval.evaluator import Evaluation
 from jaxzoo.eval.retrieval import rank, retrieval_metrics
@@ -13,7 +13,12 @@ SHOWN = ('R@1', 'R@5', 'R@10', 'mAP', 'mINP', 'mSD')
 
 
 def make_evaluator(
-  config, *, dataset: str, split: str = 'test', sheet: int = 6
+  config,
+  *,
+  dataset: str,
+  split: str = 'test',
+  vectors: str = 'global',
+  sheet: int = 6,
 ):
   """An evaluator: every caption asks, every picture of the split answers.
 
@@ -22,6 +27,9 @@ def make_evaluator(
     dataset: as in `readers.DATASETS`; its annotations are read at once, so
       that a wrong path fails before anything is compiled.
     split: of the data set.
+    vectors: what is compared: 'global', the outputs `image` and `text`; or
+      another pair that the system gives, as 'granules' for `image_granules`
+      and `text_granules`.
     sheet: queries on the retrieval sheet.
 
   Returns:
@@ -29,13 +37,16 @@ def make_evaluator(
     the picture `retrieval`.
   """
   records = data.read_split(config, dataset, split)
+  suffix = '' if vectors == 'global' else f'_{vectors}'
 
   def evaluate(predict) -> Evaluation:
     gallery = predict(*data.gallery_data(config, records))
     query = predict(*data.query_data(config, records))
+    images = _output(gallery.outputs, f'image{suffix}', vectors)
+    texts = _output(query.outputs, f'text{suffix}', vectors)
     metrics = retrieval_metrics(
-      query.outputs['text'],
-      gallery.outputs['image'],
+      texts,
+      images,
       records.caption_pids,
       records.image_pids,
       query_mask=query.mask,
@@ -47,8 +58,8 @@ def make_evaluator(
       count = min(sheet, len(records.captions))
       shown = np.linspace(0, len(records.captions) - 1, count).astype(int)
       _, best = rank(
-        query.outputs['text'][shown],
-        gallery.outputs['image'],
+        texts[shown],
+        images,
         k=10,
         gallery_mask=gallery.mask,
       )
@@ -68,6 +79,15 @@ def make_evaluator(
     return Evaluation({name: metrics[name] for name in SHOWN}, draw)
 
   return evaluate
+
+
+def _output(outputs, name, vectors):
+  if name not in outputs:
+    raise UserError(
+      f"evals.*.vectors='{vectors}' needs predictions {name!r}; the system "
+      f'gives {", ".join(sorted(outputs))}'
+    )
+  return outputs[name]
 
 
 def _picture(path):

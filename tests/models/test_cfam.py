@@ -280,6 +280,43 @@ def test_predict_is_deterministic_and_normalised(trained):
     np.testing.assert_allclose(alone[name], first[name], atol=1e-6)
 
 
+def test_vector_of_granules_has_the_local_similarity_as_its_cosine():
+  a, b = normal(4, 3, 8), normal(5, 3, 8, seed=1)
+  vectors = cfam.granule_vector(a), cfam.granule_vector(b)
+  np.testing.assert_allclose(
+    vectors[0] @ vectors[1].T, cfam.local_similarity(a, b), atol=1e-6
+  )
+  np.testing.assert_allclose(jnp.linalg.norm(vectors[0], axis=1), 1, rtol=1e-6)
+
+
+def test_granules_are_predicted_where_an_evaluation_compares_them(trained):
+  _, state, _, _ = trained
+  searched = config()
+  with searched.unlocked():
+    searched.evals = dict(test=dict(vectors='granules'))
+  predict = cfam.build(searched, optax.identity()).predict
+  batch = {name: tiny.batch()[name] for name in ('image', 'text')}
+  outputs = jax.jit(predict)(state, batch)
+  for name in batch:
+    granules = outputs[f'{name}_granules']
+    assert granules.shape == (len(batch[name]), QUERIES * WIDTH)
+    alone = predict(state, {name: batch[name]})
+    np.testing.assert_allclose(alone[f'{name}_granules'], granules, atol=1e-5)
+  # Padding after the end is no part of a text.
+  after = np.cumsum(batch['text'] == tiny.END, axis=1) > 0
+  other = np.where(after & (batch['text'] != tiny.END), 5, batch['text'])
+  padded = predict(state, {'text': other})['text_granules']
+  np.testing.assert_allclose(padded, outputs['text_granules'], atol=1e-5)
+
+
+def test_granules_that_no_loss_trains_cannot_be_searched():
+  bare = config(ls=0.0, m=0.0)
+  with bare.unlocked():
+    bare.evals = dict(test=dict(vectors='granules'))
+  with pytest.raises(UserError, match='loss.ls or loss.m'):
+    cfam.build(bare, optax.identity())
+
+
 @pytest.mark.parametrize(
   'off, left',
   [

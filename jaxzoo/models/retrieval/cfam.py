@@ -4,8 +4,8 @@ UFineBench, arXiv 2312.03441 (CVPR 2024). Two CLIP towers are fine-tuned on
 pairs of person images and long descriptions. Only while training, a decoder
 with 16 learned queries, shared by both modalities, turns image tokens and word
 tokens into comparable granules, and a matcher learns to tell matched pairs
-from the hardest mismatched pairs of the batch. Retrieval uses the two global
-vectors of CLIP alone.
+from the hardest mismatched pairs of the batch. Published retrieval uses the two
+global vectors of CLIP alone; here the granules can be searched as well.
 
 The authors' training code is unpublished. What the paper leaves open follows
 the system it descends from, IRRA (arXiv 2303.12501), or was chosen here; the
@@ -176,6 +176,15 @@ def local_similarity(
     )
     / image_granules.shape[1]
   )
+
+
+def granule_vector(granules: Float[Array, 'b k d']) -> Float[Array, 'b kd']:
+  """One vector of length 1 for k granules: its cosines are `local_similarity`.
+
+  So granules are searched as any vectors are, at k times the size.
+  """
+  unit = l2_normalize(granules) / granules.shape[1] ** 0.5
+  return unit.reshape(unit.shape[0], -1)
 
 
 class HardNegatives(NamedTuple):
@@ -354,10 +363,13 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
   Returns:
     The system. A training batch has `image`, `text` and `pid`; embeddings are
-    normalised, see `towers.make_predict`.
+    normalised, see `towers.make_predict`. Where one of `evals` compares
+    `vectors='granules'`, `image_granules` and `text_granules` are beside them,
+    see `granule_vector`.
 
   Raises:
-    UserError: an option that does not exist, or granules of a residual network.
+    UserError: an option that does not exist, granules of a residual network,
+      or granules to be searched that no loss trains.
   """
   options = config.loss
   for field, known in (
@@ -373,6 +385,16 @@ def build(config, tx: optax.GradientTransformation) -> System:
   if weights.ls or weights.m:
     towers.require_tokens(config, ['ls', 'm'])
   model, heads = towers.make_clip(config), make_heads(config, weights)
+  global_vectors = towers.make_predict(model)
+  granules = any(
+    fields.get('vectors') == 'granules'
+    for fields in config.get('evals', {}).values()
+  )
+  if granules and 'decoder' not in heads:
+    raise UserError(
+      "evals with vectors='granules' need loss.ls or loss.m above 0: without "
+      'them there is no decoder'
+    )
 
   def init(rng, batch):
     return towers.init_params(model, heads, rng, batch, pairwise=['matcher'])
@@ -393,13 +415,23 @@ def build(config, tx: optax.GradientTransformation) -> System:
     total, parts = towers.weigh(losses, weights)
     return total, (extra, metrics | parts)
 
-  return from_loss(
-    init,
-    loss,
-    towers.make_predict(model),
-    tx,
-    microbatches=config.microbatches,
-  )
+  def predict(params, extra, batch):
+    outputs = global_vectors(params, extra, batch)
+    head = towers.apply_heads(heads, params)
+    if granules and 'image' in batch:
+      image, _ = towers.encode_image(
+        model, params, extra, batch['image'], train=False
+      )
+      outputs['image_granules'] = granule_vector(head('decoder', image.tokens))
+    if granules and 'text' in batch:
+      text = towers.encode_text(model, params, batch['text'])
+      words = clip.text_padding_mask(batch['text'])
+      outputs['text_granules'] = granule_vector(
+        head('decoder', text.tokens, words)
+      )
+    return outputs
+
+  return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
 
 
 convert_extra = towers.convert_extra

@@ -135,13 +135,17 @@ def weigh(
 
 
 def encode_image(
-  clip: Clip, params, extra: dict, image: UInt8[Array, 'b h w 3']
+  clip: Clip,
+  params,
+  extra: dict,
+  image: UInt8[Array, 'b h w 3'],
+  train: bool = True,
 ) -> tuple[Encoded, dict]:
-  """The image tower on a training batch, and `extra` with its statistics."""
+  """The image tower on a batch, and `extra` with its statistics."""
   encoded, updated = clip.apply(
     _variables(params, extra),
     normalize(image, dtype=clip.dtype),
-    train=True,
+    train=train,
     method='encode_image',
     mutable=['batch_stats'],
   )
