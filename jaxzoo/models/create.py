@@ -14,19 +14,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxzoo.errors import UserError
-from jaxzoo.models.cards import list_models, model_card
+from jaxzoo.models.cards import Built, list_models, model_card
+from jaxzoo.weights import layout
 from jaxzoo.weights.merge import merge
 from jaxzoo.weights.readers import read_state_dict
 
-__all__ = ['create_model', 'list_models', 'load_weights', 'model_card']
+__all__ = ['build_model', 'create_model', 'list_models', 'load_weights', 'model_card']
 
 
 def create_model(
   name: str,
   *,
   num_classes: int | None = None,
+  in_chans: int = 3,
   image_size: tuple[int, int] | int | None = None,
   text_length: int | None = None,
+  features_only: bool = False,
   dtype: str = 'float32',
   weights: str | os.PathLike | None = None,
   fresh: Sequence[str] = (),
@@ -38,15 +41,20 @@ def create_model(
   Args:
     name: one of `list_models()`.
     num_classes: of the classifier, where the model has one; default: as
-      published.
+      published. 0: none, the module gives the vector that it would take. Of
+      other classes than published, the classifier starts anew.
+    in_chans: channels of the images; the first layer of published weights is
+      folded to them.
     image_size: of the images to come, one side or (height, width); positions
       of published weights are resized to it. Default: as published.
     text_length: ids of the texts to come, likewise.
+    features_only: the module gives a dict of feature maps by stage and has no
+      classifier.
     dtype: of the computation; parameters are float32.
     weights: a published checkpoint, as `weights.readers.read_state_dict` takes
       it: a file, a folder, a name on the Hugging Face hub.
     fresh: regexes of variables that `weights` may lack or have in another
-      shape, such as the classifier of other classes; those stay random.
+      shape; those stay random.
     rng: key of the random variables; default `jax.random.key(0)`.
     **overrides: fields of the module, as its builder takes them: `scan=True`.
 
@@ -59,16 +67,18 @@ def create_model(
       weights that do not fit.
   """
   card = model_card(name)
-  place, _, function = card.builder.partition(':')
-  side = image_size or card.image_size
-  built = getattr(importlib.import_module(place), function)(
-    card,
+  built = build_model(
+    name,
     num_classes=num_classes,
-    image_size=(side, side) if isinstance(side, int) else tuple(side),
-    text_length=text_length or card.text_length,
-    dtype=_dtype(dtype),
+    in_chans=in_chans,
+    image_size=image_size,
+    text_length=text_length,
+    features_only=features_only,
+    dtype=dtype,
     **overrides,
   )
+  if built.head and num_classes not in (None, 0, card.num_classes):
+    fresh = (*fresh, built.head)
   rng = jax.random.key(0) if rng is None else rng
 
   def init():
@@ -79,8 +89,40 @@ def create_model(
   variables = jax.eval_shape(init) if weights and not fresh else jax.jit(init)()
   if weights:
     loaded = built.convert(read_state_dict(weights))
-    variables, _ = merge(variables, loaded, fresh=fresh)
+    variables, _ = merge(
+      variables, layout.to_layout(loaded, variables), fresh=fresh
+    )
   return built.module, variables
+
+
+def build_model(
+  name: str,
+  *,
+  num_classes: int | None = None,
+  in_chans: int = 3,
+  image_size: tuple[int, int] | int | None = None,
+  text_length: int | None = None,
+  features_only: bool = False,
+  dtype: str = 'float32',
+  **overrides,
+) -> Built:
+  """A network without variables: the module, its inputs and its name maps.
+
+  Arguments are those of `create_model`.
+  """
+  card = model_card(name)
+  place, _, function = card.builder.partition(':')
+  side = image_size or card.image_size
+  return getattr(importlib.import_module(place), function)(
+    card,
+    num_classes=num_classes,
+    in_chans=in_chans,
+    image_size=(side, side) if isinstance(side, int) else tuple(side),
+    text_length=text_length or card.text_length,
+    features_only=features_only,
+    dtype=_dtype(dtype),
+    **overrides,
+  )
 
 
 def load_weights(name: str, path: str | os.PathLike, **options) -> dict:

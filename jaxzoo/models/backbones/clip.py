@@ -363,8 +363,10 @@ def build(
   card: ModelCard,
   *,
   num_classes: int | None,
+  in_chans: int,
   image_size: tuple[int, int],
   text_length: int,
+  features_only: bool,
   dtype: Any,
   **overrides,
 ) -> Built:
@@ -373,8 +375,10 @@ def build(
   Args:
     card: its row; `variant` is a key of `PUBLISHED`.
     num_classes: must be None.
+    in_chans: must be 3.
     image_size: (height, width).
     text_length: ids.
+    features_only: must be False.
     dtype: of the computation.
     **overrides: fields of `Clip` and of `Towers`.
 
@@ -385,6 +389,12 @@ def build(
     raise UserError(
       f'{card.name} has no classifier: leave num_classes out. Classes are '
       'captions, and an image belongs to the one it is most similar to'
+    )
+  if features_only or in_chans != 3:
+    raise UserError(
+      f'{card.name} has two towers for RGB images and texts: features_only and '
+      'other in_chans do not go with it. Image tokens: '
+      "module.apply(variables, image, method='encode_image')"
     )
   fields = {'stride', 'use_logit_scale', 'activation', 'scan', 'remat'}
   for name in overrides.keys() - fields - set(Towers._fields):

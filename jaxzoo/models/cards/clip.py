@@ -1,69 +1,6 @@
-"""Every backbone, one row each: what it is, where it was published, how good.
+"""OpenAI's CLIP: two towers, no classifier."""
 
-Rows are text and numbers: reading them imports no network. A new backbone is a
-row here, and in its own file a builder, which `ModelCard.builder` names:
-
-    build(card, *, num_classes, image_size, text_length, dtype, **overrides)
-      -> Built
-"""
-
-import fnmatch
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
-from jaxzoo.errors import UserError, nearest
-
-
-class ModelCard(NamedTuple):
-  """One published model.
-
-  Attributes:
-    name: what `create_model` takes.
-    family: architecture, as in `list_models(family=...)`.
-    builder: 'MODULE:FUNCTION' that makes it.
-    variant: its name in the paper, and what the builder goes by.
-    paper: arXiv number or venue.
-    image_size: (height, width) that it was published with.
-    text_length: ids of a text; 0 for a model of images alone.
-    mean: of the pictures' three channels, for values in [0, 1].
-    std: likewise.
-    interpolation: of the resizing at test time.
-    crop: what is kept of the shorter side before the middle is cut out.
-    parameters: how many numbers are trained, with the published head.
-    license: of the published weights.
-    weights: where they are published.
-    results: what the paper reports, in percent.
-  """
-
-  name: str
-  family: str
-  builder: str
-  variant: str
-  paper: str
-  image_size: tuple[int, int]
-  text_length: int
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
-  interpolation: str
-  crop: float
-  parameters: int
-  license: str
-  weights: str
-  results: Mapping[str, float]
-
-
-class Built(NamedTuple):
-  """What a builder returns.
-
-  Attributes:
-    module: the network.
-    inputs: `jax.ShapeDtypeStruct`s that it is initialised with.
-    convert: published state dict -> variables, as numpy arrays.
-  """
-
-  module: Any
-  inputs: tuple
-  convert: Callable[[Mapping], dict]
+from jaxzoo.models.cards.card import ModelCard
 
 
 def _clip(name, variant, size, parameters, digest, zero_shot):
@@ -75,6 +12,7 @@ def _clip(name, variant, size, parameters, digest, zero_shot):
     variant=variant,
     paper='arXiv 2103.00020',
     image_size=(size, size),
+    num_classes=0,
     text_length=77,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
@@ -89,7 +27,7 @@ def _clip(name, variant, size, parameters, digest, zero_shot):
   )
 
 
-_CARDS = (
+CARDS = (
   _clip(
     'rn50',
     'RN50',
@@ -163,34 +101,3 @@ _CARDS = (
     76.2,
   ),
 )
-MODELS: dict[str, ModelCard] = {card.name: card for card in _CARDS}
-
-
-def list_models(pattern: str = '*', family: str | None = None) -> list[str]:
-  """Names that match a shell pattern, of one family or of all.
-
-  >>> list_models('clip_vit_l*')
-  ['clip_vit_l14', 'clip_vit_l14_336']
-
-  Raises:
-    UserError: no such family.
-  """
-  families = {card.family for card in _CARDS}
-  if family is not None and family not in families:
-    raise UserError(f'no family {family!r}; ' + nearest(family, families))
-  return [
-    card.name
-    for card in _CARDS
-    if fnmatch.fnmatch(card.name, pattern) and family in (None, card.family)
-  ]
-
-
-def model_card(name: str) -> ModelCard:
-  """The row of a model; a UserError with the nearest names where none is.
-
-  >>> model_card('clip_vit_b16').parameters
-  149620737
-  """
-  if name not in MODELS:
-    raise UserError(f'no model {name!r}; ' + nearest(name, MODELS))
-  return MODELS[name]

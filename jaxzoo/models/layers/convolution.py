@@ -1,0 +1,81 @@
+"""Convolutions with PyTorch's padding, channels last, and what they are in."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Kaiming normal over the outputs with the gain of ReLU: residual and mobile
+# networks. The fan of a depth-wise kernel is k² C, as PyTorch has it.
+KAIMING_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# What PyTorch gives a convolution or a linear layer that nothing else is said
+# of: uniform within 1 / sqrt(fan_in), for kernels. (Biases: `uniform_bias`.)
+TORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def uniform_bias(fan_in: int):
+  """Initialiser of PyTorch's default biases: uniform within fan_in^-0.5."""
+  return lambda key, shape, dtype=jnp.float32: nn.initializers.uniform(
+    2 * fan_in**-0.5
+  )(key, shape, dtype) - jnp.asarray(fan_in**-0.5, dtype)
+
+
+def conv(
+  features: int,
+  kernel_size: int,
+  stride: int = 1,
+  *,
+  name: str,
+  padding: int | None = None,
+  dilation: int = 1,
+  groups: int = 1,
+  bias: bool = False,
+  kernel_init=KAIMING_OUT,
+  bias_init=nn.initializers.zeros,
+  dtype: Any = None,
+) -> nn.Conv:
+  """A square convolution whose padding is the same on both sides.
+
+  XLA's SAME puts the odd pixel of a strided convolution on the other side than
+  published networks do. Default padding: (k - 1) // 2 times the dilation.
+  """
+  pad = dilation * (kernel_size - 1) // 2 if padding is None else padding
+  return nn.Conv(
+    features,
+    (kernel_size, kernel_size),
+    strides=stride,
+    padding=((pad, pad), (pad, pad)),
+    kernel_dilation=dilation,
+    feature_group_count=groups,
+    use_bias=bias,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def max_pool(
+  x: Float[Array, 'b h w c'], size: int, stride: int, padding: int | None = None
+) -> Float[Array, 'b h2 w2 c']:
+  """Maximum over squares; what lies outside the map never wins."""
+  pad = size // 2 if padding is None else padding
+  return nn.max_pool(
+    x, (size, size), (stride, stride), ((pad, pad), (pad, pad))
+  )
+
+
+def global_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b c']:
+  """Mean over all positions, summed in float32."""
+  return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+  """The nearest multiple of `divisor`, at least one, never below 0.9 `value`.
+
+  >>> make_divisible(37), make_divisible(3), make_divisible(11.9)
+  (40, 8, 16)
+  """
+  rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+  return rounded + divisor if rounded < 0.9 * value else rounded
