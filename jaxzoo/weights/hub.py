@@ -14,7 +14,7 @@ _HUB = re.compile(
   r'hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?'
 )
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
-_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')
+_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt', '.npz')
 
 
 def find(path: str | os.PathLike) -> epath.Path:

@@ -167,16 +167,19 @@ def _interpolation(old: int, new: int, method: str, antialias: bool):
 
 
 def resize_positions(
-  table: Float[np.ndarray, '1+n w'],
+  table: Float[np.ndarray, 'p+n w'],
   old_grid: tuple[int, int],
   new_grid: tuple[int, int],
   method: str = 'bilinear',
   antialias: bool = False,
-) -> Float[np.ndarray, '1+m w']:
+  *,
+  prefix: int = 1,
+) -> Float[np.ndarray, 'p+m w']:
   """A table of positions for another grid of patches.
 
-  Row 0, the class token's, is kept; the others are the cells of the grid, row
-  by row. Half-pixel centres, as PyTorch's `interpolate` without
+  The first rows, the class token's and of what is beside it, are kept; the
+  others are the cells of the grid, row by row. Half-pixel centres, as
+  PyTorch's `interpolate` without
   `align_corners`: its default method, 'bilinear', is that of the
   person-retrieval systems, 'bicubic' that of transformers'
   `interpolate_pos_encoding`.
@@ -187,29 +190,30 @@ def resize_positions(
     new_grid: (rows, columns).
     method: 'bilinear' or 'bicubic'.
     antialias: widen the kernel where the grid shrinks.
+    prefix: rows in front of the grid, p.
 
   Returns:
     The new table, in the dtype of the old one.
 
   Raises:
-    ValueError: the table does not have 1 + n rows.
+    ValueError: the table does not have p + n rows.
   """
   rows, columns = old_grid
-  if table.shape[0] != 1 + rows * columns:
+  if table.shape[0] != prefix + rows * columns:
     raise ValueError(
-      f'a table of {table.shape[0]} rows is not a class token and a '
+      f'a table of {table.shape[0]} rows is not {prefix} class token and a '
       f'{rows}x{columns} grid'
     )
   if tuple(old_grid) == tuple(new_grid):
     return table
   width = table.shape[1]
-  grid = table[1:].reshape(rows, columns, width).astype(np.float64)
+  grid = table[prefix:].reshape(rows, columns, width).astype(np.float64)
   vertical = _interpolation(rows, new_grid[0], method, antialias)
   horizontal = _interpolation(columns, new_grid[1], method, antialias)
   grid = np.tensordot(vertical, grid, (1, 0))
   grid = np.tensordot(horizontal, grid, (1, 1)).swapaxes(0, 1)
   cells = grid.reshape(-1, width).astype(table.dtype)
-  return np.concatenate([table[:1], cells])
+  return np.concatenate([table[:prefix], cells])
 
 
 def resize_text_positions(

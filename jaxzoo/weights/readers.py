@@ -1,4 +1,4 @@
-"""State dicts from files: safetensors and PyTorch's archives, without torch.
+"""State dicts from files: safetensors, PyTorch's archives, .npz; no torch.
 
 A PyTorch archive is a pickle, and a pickle can name any function to be called.
 Here nothing that a file names is ever imported or called: the few names that a
@@ -50,8 +50,9 @@ def read_state_dict(
 ) -> dict[str, np.ndarray]:
   """The tensors of a checkpoint by name, in the file's own layout.
 
-  The format is told by the content: safetensors, or a zip archive of PyTorch
-  (`torch.save` since 1.6, and TorchScript, whose code is not read). A state
+  The format is told by the content: safetensors, a zip archive of PyTorch
+  (`torch.save` since 1.6, and TorchScript, whose code is not read), or of
+  arrays (`np.savez`, not compressed: published JAX checkpoints). A state
   dict under 'state_dict', 'model_state_dict' or 'model' is taken out, and the
   'module.' in front of all names of a data-parallel run is stripped. Other
   content (optimizer, epoch) is left out.
@@ -217,6 +218,11 @@ def _read_zip(archive: zipfile.ZipFile, size: int, file):
     parts = name.replace('\\', '/').split('/')
     if name.startswith(('/', '\\')) or '..' in parts or ':' in parts[0]:
       raise UserError(f'{file}: refused, an entry is named {name!r}')
+  if entries and all(name.endswith('.npy') for name in entries):
+    return {
+      name.removesuffix('.npy'): _read_npy(archive, info, size, file)
+      for name, info in entries.items()
+    }
   roots = [
     name.removesuffix('/data.pkl')
     for name in entries
@@ -253,3 +259,18 @@ def _read_zip(archive: zipfile.ZipFile, size: int, file):
   return unpickle(
     read('data.pkl'), lambda key: read(f'data/{key}'), file, scripted=scripted
   )
+
+
+def _read_npy(archive, info: zipfile.ZipInfo, size: int, file) -> np.ndarray:
+  """One array of a .npz archive of `size` bytes; pickled objects are refused."""
+  if info.compress_type != zipfile.ZIP_STORED:
+    raise UserError(
+      f'{file}: entry {info.filename} is compressed; save it with np.savez'
+    )
+  if info.file_size > size:
+    raise zipfile.BadZipFile(f'entry {info.filename} is larger than the file')
+  value = np.lib.format.read_array(
+    io.BytesIO(archive.read(info)), allow_pickle=False
+  )
+  # NumPy, which does not know bfloat16, stores it as two bytes of anything.
+  return value.view(ml_dtypes.bfloat16) if value.dtype == 'V2' else value

@@ -387,9 +387,10 @@ def test_missing_storage_is_named(tmp_path, tensors):
 
 
 def test_other_zip_is_no_checkpoint(tmp_path):
-  np.savez(tmp_path / 'a.npz', x=np.zeros(3))
+  with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+    file.writestr('x.txt', 'no tensors')
   with pytest.raises(UserError, match='no PyTorch checkpoint'):
-    read_state_dict(tmp_path / 'a.npz')
+    read_state_dict(tmp_path / 'a.zip')
 
 
 def test_no_tensors_says_what_is_there(tmp_path):
@@ -565,3 +566,29 @@ def test_torchscript_of_torch_itself_agrees(tmp_path):
   got = read_state_dict(tmp_path / 'a.pt')
   want = {name: x.numpy() for name, x in net.state_dict().items()}
   same(got, want)
+
+
+def test_arrays_of_an_npz_come_under_their_names(tmp_path):
+  arrays = {
+    'Transformer/kernel': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'half': np.ones(4, ml_dtypes.bfloat16),
+  }
+  np.savez(tmp_path / 'a.npz', **arrays)
+  same(read_state_dict(tmp_path / 'a.npz'), arrays)
+
+
+def test_npz_with_pickled_objects_or_compressed_is_refused(tmp_path):
+  np.savez(tmp_path / 'a.npz', x=np.array([{}], object))
+  with pytest.raises(UserError, match='allow_pickle'):
+    read_state_dict(tmp_path / 'a.npz')
+  np.savez_compressed(tmp_path / 'b.npz', x=np.zeros(9))
+  with pytest.raises(UserError, match='np.savez'):
+    read_state_dict(tmp_path / 'b.npz')
+
+
+def test_npz_cut_short_is_an_error(tmp_path):
+  np.savez(tmp_path / 'a.npz', x=np.zeros(99))
+  whole = (tmp_path / 'a.npz').read_bytes()
+  (tmp_path / 'a.npz').write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match='damaged'):
+    read_state_dict(tmp_path / 'a.npz')

@@ -6,36 +6,45 @@ from jaxtyping import Array, Bool, Float
 
 
 def dot_product_attention(
-  query: Float[Array, 'b q h d'],
-  key: Float[Array, 'b k h d'],
-  value: Float[Array, 'b k h d'],
-  mask: Bool[Array, '#b #h #q #k'] | None = None,
-) -> Float[Array, 'b q h d']:
-  """softmax(q kᵀ / sqrt(d)) v, with the softmax in float32.
+  query: Float[Array, '*b q h d'],
+  key: Float[Array, '*b k h d'],
+  value: Float[Array, '*b k h d'],
+  mask: Bool[Array, '#*b #h #q #k'] | None = None,
+  bias: Float[Array, '#*b #h #q #k'] | None = None,
+) -> Float[Array, '*b q h d']:
+  """softmax(q kᵀ / sqrt(d) + bias) v, with the softmax in float32.
 
   Args:
-    query: [batch, queries, heads, head width].
-    key: [batch, keys, heads, head width].
+    query: [*batch, queries, heads, head width].
+    key: [*batch, keys, heads, head width].
     value: as `key`.
     mask: True where a query may see a key; broadcasts to
-      [batch, heads, queries, keys]. A query that sees no key averages all
+      [*batch, heads, queries, keys]. A query that sees no key averages all
       values rather than giving NaN.
+    bias: added to the logits; broadcasts as `mask` does.
 
   Returns:
-    [batch, queries, heads, head width] in the dtype of `value`.
+    [*batch, queries, heads, head width] in the dtype of `value`.
   """
+  # Heads before positions. The results are the same, but XLA's CPU compiler
+  # multiplies batches of matrices whose batch comes first about three times
+  # faster; for TPU and GPU it chooses the layout itself.
+  query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
   scale = query.shape[-1] ** -0.5
   logits = jnp.einsum(
-    'bqhd,bkhd->bhqk',
+    '...hqd,...hkd->...hqk',
     query * scale,
     key,
     preferred_element_type=jnp.float32,
   )
+  if bias is not None:
+    logits = logits + bias
   if mask is not None:
     # The lowest finite number, not -inf: a row without keys stays finite.
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+  attended = jnp.einsum('...hqk,...hkd->...hqd', weights, value)
+  return attended.swapaxes(-3, -2)
 
 
 def causal_mask(length: int) -> Bool[Array, '1 1 t t']:

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxzoo.models.layers.attention import dot_product_attention
+from jaxzoo.models.layers.drop_path import DropPath, drop_path_rates
 
 Initializer = Callable[..., Any]
 
@@ -44,6 +46,14 @@ def clip_init(width: int, depth: int) -> BlockInit:
   )
 
 
+def vit_init(std: float = 0.02) -> BlockInit:
+  """One normal distribution for all matrices, as of ViT and DeiT.
+
+  Published code truncates it at +-2, which is 100 standard deviations.
+  """
+  return BlockInit(*[nn.initializers.normal(std)] * 4)
+
+
 def quick_gelu(x: Float[Array, '...']) -> Float[Array, '...']:
   """x sigmoid(1.702 x), the GELU of OpenAI's CLIP weights."""
   return x * nn.sigmoid(1.702 * x)
@@ -59,10 +69,12 @@ ACTIVATIONS = {
 class Attention(nn.Module):
   """Multi-head attention with biases on q, k, v and output.
 
-  `inputs` [b, q, w] ask, `context` [b, k, w] (default: the inputs) answers.
+  `inputs` [*b, q, w] ask, `context` [*b, k, w] (default: the inputs) answers;
+  `mask` and `bias` are those of `dot_product_attention`.
   Kernels keep heads on an axis of their own ([w, heads, w / heads] for query,
   key and value, [heads, w / heads, w] for out), so that they shard by head.
-  `output_dim` is the width of the result, where it is not that of the inputs.
+  `output_dim` is the width of the result, where it is not that of the inputs;
+  `attention` is what is computed from q, k, v, mask and bias.
   """
 
   num_heads: int
@@ -70,14 +82,16 @@ class Attention(nn.Module):
   out_init: Initializer = nn.initializers.xavier_uniform()
   dtype: Any = None
   output_dim: int | None = None
+  attention: Callable = dot_product_attention
 
   @nn.compact
   def __call__(
     self,
-    inputs: Float[Array, 'b q w'],
-    context: Float[Array, 'b k w'] | None = None,
-    mask: Bool[Array, '#b #h #q #k'] | None = None,
-  ) -> Float[Array, 'b q o']:
+    inputs: Float[Array, '*b q w'],
+    context: Float[Array, '*b k w'] | None = None,
+    mask: Bool[Array, '#*b #h #q #k'] | None = None,
+    bias: Float[Array, '#*b #h #q #k'] | None = None,
+  ) -> Float[Array, '*b q o']:
     context = inputs if context is None else context
     width = inputs.shape[-1]
     if width % self.num_heads:
@@ -93,11 +107,12 @@ class Attention(nn.Module):
         name=name,
       )(x)
 
-    attended = dot_product_attention(
+    attended = self.attention(
       project('query', inputs),
       project('key', context),
       project('value', context),
       mask,
+      bias,
     )
     return nn.DenseGeneral(
       self.output_dim or width,
@@ -129,7 +144,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x += Attention(LN1 x); x += MLP(LN2 x)."""
+  """x += DropPath(Attention(LN1 x)); x += DropPath(MLP(LN2 x)).
+
+  `drop_path` is the rate of stochastic depth while training. The blocks of a
+  scan are one module: there the rate comes with the call, traced.
+  """
 
   num_heads: int
   kernel_init: BlockInit
@@ -137,20 +156,31 @@ class Block(nn.Module):
   activation: Callable = quick_gelu
   epsilon: float = 1e-5
   dtype: Any = None
+  drop_path: float = 0.0
+  attention: Callable = dot_product_attention
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b n w'], mask=None):
+  def __call__(
+    self,
+    x: Float[Array, 'b n w'],
+    mask: Bool[Array, '#b #h n n'] | None = None,
+    train: bool = False,
+    rate: Float[Array, ''] | None = None,
+  ) -> Float[Array, 'b n w']:
     norm = lambda name: nn.LayerNorm(
       epsilon=self.epsilon, dtype=self.dtype, name=name
     )
-    x = x + Attention(
+    drop = lambda y: DropPath(self.drop_path)(y, train, rate)
+    attended = Attention(
       self.num_heads,
       self.kernel_init.qkv,
       self.kernel_init.out,
       self.dtype,
+      attention=self.attention,
       name='attn',
     )(norm('ln_1')(x), mask=mask)
-    return x + Mlp(
+    x = x + drop(attended)
+    y = Mlp(
       int(self.mlp_ratio * x.shape[-1]),
       self.activation,
       self.kernel_init.fc1,
@@ -158,6 +188,7 @@ class Block(nn.Module):
       self.dtype,
       name='mlp',
     )(norm('ln_2')(x))
+    return x + drop(y)
 
 
 class Transformer(nn.Module):
@@ -165,7 +196,8 @@ class Transformer(nn.Module):
 
   Scanned, the blocks are compiled once and their parameters are stacked on a
   leading axis under `blocks`; unrolled, they lie under `block_0`, `block_1`,
-  ... `weights/layout.py` turns one layout into the other.
+  ... `weights/layout.py` turns one layout into the other. `drop_path` is the
+  rate of the last block; it grows linearly from 0 at the first.
   """
 
   depth: int
@@ -176,34 +208,61 @@ class Transformer(nn.Module):
   scan: bool = False
   remat: str = 'none'
   dtype: Any = None
+  epsilon: float = 1e-5
+  drop_path: float = 0.0
+  attention: Callable = dot_product_attention
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, 'b n w'],
     mask: Bool[Array, '#b #h n n'] | None = None,
-  ) -> Float[Array, 'b n w']:
+    train: bool = False,
+    *,
+    every: bool = False,
+  ) -> Float[Array, 'b n w'] | Float[Array, 'l b n w'] | list:
+    """The tokens after the last block.
+
+    With `every` those after each block instead: [depth, b, n, w], of unrolled
+    blocks a list of `depth` arrays [b, n, w].
+    """
     block = Block
     if self.remat != 'none':
       block = nn.remat(
-        Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
+        Block,
+        policy=REMAT_POLICIES[self.remat],
+        prevent_cse=not self.scan,
+        static_argnums=(3,),
       )
-    make = lambda name: block(
+    make = lambda name, rate=0.0: block(
       self.num_heads,
       self.kernel_init,
       self.mlp_ratio,
       self.activation,
-      dtype=self.dtype,
+      self.epsilon,
+      self.dtype,
+      rate,
+      self.attention,
       name=name,
     )
+    rates = drop_path_rates(self.drop_path, self.depth)
     if not self.scan:
-      for i in range(self.depth):
-        x = make(f'block_{i}')(x, mask)
-      return x
-    x, _ = nn.scan(
-      lambda module, carry, _: (module(carry, mask), None),
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
+      outputs = []
+      for i, rate in enumerate(rates):
+        x = make(f'block_{i}', rate)(x, mask, train)
+        outputs.append(x)
+      return outputs if every else x
+
+    def body(module, carry, rate):
+      carry = module(carry, mask, train, rate)
+      return carry, carry if every else None
+
+    # Without rates nothing random is drawn.
+    over = jnp.asarray(rates, jnp.float32) if train and self.drop_path else None
+    x, outputs = nn.scan(
+      body,
+      variable_axes={'params': 0, 'intermediates': 0},
+      split_rngs={'params': True, 'dropout': True},
       length=self.depth,
-    )(make('blocks'), x, None)
-    return x
+    )(make('blocks'), x, over)
+    return outputs if every else x
