@@ -44,6 +44,7 @@ def demo(variant, model=''):
   del config.granularity
   for name in [n for n, fields in config.evals.items() if 'vectors' in fields]:
     del config.evals[name]  # of the granules
+  config.baseline = {}
   return config
 
 

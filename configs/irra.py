@@ -25,6 +25,7 @@ def get_config(variant=''):
   del config.granularity
   for name in [n for n, fields in config.evals.items() if 'vectors' in fields]:
     del config.evals[name]  # of the granules
+  config.baseline = {}
   config.cross_modal_depth = 4 if published else 1
   config.loss = dict(
     sdm=1.0,  # similarity distribution matching

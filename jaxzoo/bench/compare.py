@@ -39,8 +39,24 @@ def summary(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
   }
 
 
+def differences(
+  runs: Sequence[dict[str, float]], others: Sequence[dict[str, float]]
+) -> list[dict[str, float]]:
+  """Run by run what the first group is ahead; of what both have."""
+  return [
+    {name: run[name] - other[name] for name in run if name in other}
+    for run, other in zip(runs, others, strict=True)
+  ]
+
+
 def table(groups: dict[str, Sequence[dict[str, float]]]) -> str:
-  """Markdown: a row for each evaluation and group, 'mean ± deviation'."""
+  """Markdown: a row for each evaluation and group, 'mean ± deviation'.
+
+  Two groups of as many runs are taken to be pairs, of one seed each: a third
+  row has their differences. An evaluation that a group lacks has no row of it.
+  """
+  if len(groups) == 2 and len({len(runs) for runs in groups.values()}) == 1:
+    groups = {**groups, 'difference': differences(*groups.values())}
   means = {label: summary(runs) for label, runs in groups.items()}
   first = next(iter(means.values()))
   evaluations = list(dict.fromkeys(name.split('/')[0] for name in first))
@@ -51,11 +67,10 @@ def table(groups: dict[str, Sequence[dict[str, float]]]) -> str:
   ]
   for evaluation in evaluations:
     for label, values in means.items():
-      cells = [
-        '{:.1f} ± {:.1f}'.format(*values[f'{evaluation}/{name}'])
-        for name in names
-      ]
-      lines.append(f'| {evaluation} | {label} | ' + ' | '.join(cells) + ' |')
+      found = [values.get(f'{evaluation}/{name}') for name in names]
+      if any(found):
+        cells = ('{:.1f} ± {:.1f}'.format(*x) if x else '' for x in found)
+        lines.append(f'| {evaluation} | {label} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
 
