@@ -21,7 +21,7 @@ from jaxzoo.models.layers.convolution import (
   max_pool,
   uniform_bias,
 )
-from jaxzoo.models.layers.norm import BatchNorm
+from jaxzoo.models.layers.norm import BatchNorm, at_least_float32
 from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
@@ -154,7 +154,7 @@ class ResNet(nn.Module):
   ) -> Float[Array, 'b k']:
     """Logits, float32."""
     del train
-    return self.head(vector.astype(jnp.float32))
+    return self.head(vector.astype(at_least_float32(vector)))
 
   def __call__(self, image: Float[Array, 'b h w c'], train: bool = False):
     """See `backbone`."""

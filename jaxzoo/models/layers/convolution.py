@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.norm import at_least_float32
+
 # Kaiming normal over the outputs with the gain of ReLU: residual and mobile
 # networks. The fan of a depth-wise kernel is k² C, as PyTorch has it.
 KAIMING_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -68,7 +70,7 @@ def max_pool(
 
 def global_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b c']:
   """Mean over all positions, summed in float32."""
-  return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+  return x.mean((1, 2), dtype=at_least_float32(x)).astype(x.dtype)
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

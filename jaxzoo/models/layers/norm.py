@@ -57,16 +57,21 @@ class BatchNorm(nn.Module):
     return affine(x, mean, var, scale, bias, self.epsilon, self.dtype)
 
 
+def at_least_float32(x: jax.Array):
+  """float32, or the dtype of `x` where that is wider (float64, in checks)."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def batch_moments(
   x: Float[Array, '... c'],
 ) -> tuple[Float[Array, ' c'], Float[Array, ' c']]:
-  """Mean and biased variance over all axes but the last, float32.
+  """Mean and biased variance over all axes but the last, in float32 or wider.
 
   E[x²] - E[x]² rather than E[(x - E[x])²]: both sums come from one reading of
   x, which is what a batch norm spends its time on.
   """
   axes = tuple(range(x.ndim - 1))
-  x = x.astype(jnp.float32)
+  x = x.astype(at_least_float32(x))
   mean, square = x.mean(axes), jnp.mean(x * x, axes)
   return mean, jnp.maximum(square - mean * mean, 0)
 
