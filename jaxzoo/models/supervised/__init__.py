@@ -1,0 +1,1 @@
+"""Networks trained on labelled images, as complete systems."""
