@@ -6,6 +6,7 @@ import re
 import pytest
 
 from jaxzoo import catalog
+from jaxzoo.models.cards.__main__ import table
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -21,6 +22,11 @@ def test_every_system_has_its_row(entry):
     f'{entry.paper} | ' + ' '.join(f'`:{v}`' for v in entry.variants) + ' |'
   )
   assert row in README
+
+
+def test_table_of_backbones_is_the_printed_one():
+  page = (ROOT / 'docs/backbones.md').read_text()
+  assert page.endswith(f'\n{table()}\n'), 'python -m jaxzoo.models.cards'
 
 
 def test_every_link_leads_to_a_file():

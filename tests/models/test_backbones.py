@@ -88,7 +88,16 @@ def test_logits_are_float32_with_a_row_an_image(name):
     assert x.dtype == jnp.float32
 
 
-@each_card
+@pytest.mark.parametrize(
+  'name',
+  [
+    # Large ones are slow to fill with numbers; their code is that of small ones.
+    pytest.param(
+      name, marks=[pytest.mark.slow] if MODELS[name].parameters > 3e7 else []
+    )
+    for name in IMAGE_MODELS
+  ],
+)
 def test_names_of_the_published_state_dict_go_both_ways(name):
   model = built(name)
   variables = random_like(shapes(name))
