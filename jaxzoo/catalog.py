@@ -22,6 +22,9 @@ class Entry(NamedTuple):
     paper: arXiv number or venue.
     family: the folder of `models/` it lies in.
     variants: what the config offers beside the bare demo.
+    system: the slug of the system that trains it, where it has none of its
+      own: a paper whose contribution is a network is trained by
+      `classification`.
   """
 
   slug: str
@@ -29,19 +32,36 @@ class Entry(NamedTuple):
   paper: str
   family: str
   variants: tuple[str, ...] = ()
+  system: str = ''
 
   @property
   def module(self) -> str:
+    if self.system:
+      return SYSTEMS[self.system].module
     return f'jaxzoo.models.{self.family}.{self.slug}'
 
 
 _ENTRIES = (
+  Entry(
+    'automix',
+    'learned mixup with a momentum pipeline',
+    'arXiv 2103.13027, ECCV 2022',
+    'supervised',
+    ('baseline', 'tiny', 'cifar100', 'imagenet'),
+  ),
   Entry(
     'cfam',
     'text-based person retrieval with ultra-fine granularity',
     'arXiv 2312.03441, CVPR 2024',
     'retrieval',
     ('baseline', 'tiny', 'ufine6926', 'cuhk_pedes', 'icfg_pedes', 'rstpreid'),
+  ),
+  Entry(
+    'classification',
+    'image classification with any backbone',
+    'arXiv 1512.03385, arXiv 2012.12877',
+    'supervised',
+    ('baseline', 'tiny', 'digits', 'folder', 'resnet50', 'deit_small'),
   ),
   Entry(
     'clip',
@@ -51,19 +71,50 @@ _ENTRIES = (
     ('tiny', 'paper'),
   ),
   Entry(
+    'conv_stem',
+    'scaled ReLU, a convolutional stem for vision transformers',
+    'arXiv 2109.03810, AAAI 2022',
+    'backbones',
+    ('baseline', 'tiny', 'paper'),
+    system='classification',
+  ),
+  Entry(
     'irra',
     'cross-modal implicit relation reasoning and aligning',
     'arXiv 2303.12501, CVPR 2023',
     'retrieval',
     ('tiny', 'ufine6926', 'cuhk_pedes', 'icfg_pedes', 'rstpreid'),
   ),
+  Entry(
+    'kvt',
+    'k-NN attention for vision transformers',
+    'arXiv 2106.00515, ECCV 2022',
+    'backbones',
+    ('baseline', 'tiny', 'paper'),
+    system='classification',
+  ),
+  Entry(
+    'mbn',
+    'memorized batch normalisation in two forward passes',
+    'arXiv 2010.04947, AAAI 2018',
+    'supervised',
+    ('baseline', 'single', 'tiny', 'paper'),
+  ),
 )
 SYSTEMS = {entry.slug: entry for entry in _ENTRIES}
 
 # What a config names beside its system: where training data and evaluators
 # come from. Modules are imported when they are asked for.
-DATA = {'person_retrieval': 'jaxzoo.data.person_retrieval'}
-EVALUATORS = {'person_retrieval': 'jaxzoo.eval.person_retrieval'}
+DATA = {
+  'classification': 'jaxzoo.data.classification',
+  'person_retrieval': 'jaxzoo.data.person_retrieval',
+}
+EVALUATORS = {
+  'classification': 'jaxzoo.eval.classification',
+  'knn': 'jaxzoo.eval.knn',
+  'linear_probe': 'jaxzoo.eval.linear_probe',
+  'person_retrieval': 'jaxzoo.eval.person_retrieval',
+}
 
 
 def list_systems(pattern: str = '*', family: str | None = None) -> list[str]:
@@ -89,6 +140,18 @@ def get(slug: str) -> Entry:
 def load(slug: str) -> ModuleType:
   """The module of a system: its networks, losses and `build`."""
   return importlib.import_module(get(slug).module)
+
+
+def sharding(config) -> tuple:
+  """The sharding rules of a config's system.
+
+  `SHARDING` of its module; or, of a system around a network that the config
+  names, what the module's function `sharding` says.
+  """
+  module = load(config.system)
+  if hasattr(module, 'sharding'):
+    return module.sharding(config)
+  return module.SHARDING
 
 
 def part(table: dict[str, str], name: str, field: str) -> ModuleType:

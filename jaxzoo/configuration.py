@@ -18,6 +18,7 @@ def defaults() -> ml_collections.ConfigDict:
   config.seed = 0
   config.batch_size = 64  # global
   config.epochs = 1.0
+  config.total_steps = 0  # of the run: follows from epochs, for schedules
   config.microbatches = 1
   config.dtype = 'float32'  # of the computation; parameters are float32
   config.scan = True  # one compiled block for all layers
@@ -31,9 +32,11 @@ def defaults() -> ml_collections.ConfigDict:
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
   config.optim.momentum = 0.9
+  config.optim.nesterov = False
   config.optim.weight_decay = 0.0
   config.optim.clip_norm = 0.0
   config.optim.groups = ()  # (regex, {'lr': x, 'decay': x, 'frozen': bool})
+  config.optim.layer_decay = 1.0  # rate of a block over the next one's
   config.optim.mu_dtype = ''
   config.optim.schedule = 'cosine'
   config.optim.warmup_epochs = 0.0

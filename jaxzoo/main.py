@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxzoo
-from jaxzoo import catalog, configuration
+from jaxzoo import catalog, configuration, initial
 from jaxzoo.data import pipeline
 from jaxzoo.errors import UserError
 from jaxzoo.eval.evaluator import make_predict
@@ -36,8 +36,6 @@ from jaxzoo.train.writers import (
   format_scalars,
   result_table,
 )
-from jaxzoo.weights.merge import merge
-from jaxzoo.weights.readers import read_state_dict
 
 # Fields that may change between the parts of one run.
 FREE_FIELDS = (
@@ -79,7 +77,7 @@ def create_system(
 
   Args:
     config: a config, or a name: 'cfam', 'cfam:cuhk_pedes'.
-    total_steps: of the run, for the schedule of the learning rate.
+    total_steps: of the run, for the schedules.
     steps_per_epoch: likewise.
     **overrides: values for fields of the config.
 
@@ -93,6 +91,7 @@ def create_system(
     config.update(overrides)
   except (KeyError, TypeError) as error:
     raise UserError(f'create_system: {error.args[0]}') from error
+  config.total_steps = total_steps
   return build_system(
     config, make_optimizer(config.optim, total_steps, steps_per_epoch)
   )
@@ -125,10 +124,12 @@ def make_optimizer(fields, total_steps: int, steps_per_epoch: int):
     b2=fields.b2,
     eps=fields.eps,
     momentum=fields.momentum,
+    nesterov=fields.nesterov,
     weight_decay=fields.weight_decay,
     clip_norm=fields.clip_norm,
     groups=fields.groups,
     mu_dtype=fields.mu_dtype or None,
+    layer_decay=fields.layer_decay,
   )
 
 
@@ -186,14 +187,14 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
   )
   with contextlib.closing(checkpoints):
     resuming = bool(checkpoints.steps())
-    weights = None if resuming else load_initial_weights(config)
+    weights = None if resuming else initial.load_weights(config)
     started = time.perf_counter()
     program = loop.compile_system(
       system,
       jax.random.key(config.seed),
       meshes.abstract_batch(dataset[0], mesh),
       mesh,
-      getattr(catalog.load(config.system), 'SHARDING', ()),
+      catalog.sharding(config),
     )
     state, iterator_state = start(
       program, config, checkpoints, weights, console
@@ -241,21 +242,8 @@ def make_dataset(config, data):
     seed=config.seed,
     shard=jax.process_index(),
     shards=jax.process_count(),
+    repeats=data.repeats,
   )
-
-
-def load_initial_weights(config):
-  """(params, extra) of `config.init.weights` in our layout, or None."""
-  if not config.init.weights:
-    return None
-  return convert_weights(read_state_dict(config.init.weights), config)
-
-
-def convert_weights(state_dict, config) -> tuple[dict, dict]:
-  """(params, extra) of a published checkpoint in the layout of the system."""
-  module = catalog.load(config.system)
-  extra = getattr(module, 'convert_extra', lambda *_: {})
-  return module.convert(state_dict, config), extra(state_dict, config)
 
 
 def as_json(config) -> dict:
@@ -306,12 +294,7 @@ def start(program, config, checkpoints, weights, console):
     )
   state = program.init()
   if weights is not None:
-    params, report = merge(state.params, weights[0], fresh=config.init.fresh)
-    extra = {
-      name: merge(state.extra[name], loaded)[0]
-      for name, loaded in weights[1].items()
-    }
-    state = state._replace(params=params, extra={**state.extra, **extra})
+    state, report = initial.put_weights(state, weights, config)
     say(
       console,
       f'{config.init.weights}: {len(report.loaded)} arrays loaded, '

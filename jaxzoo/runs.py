@@ -79,5 +79,5 @@ def expected_state(config, mesh) -> tuple[State, State]:
   state = jax.eval_shape(
     system.init, jax.random.key(0), data.example_batch(config)
   )
-  rules = getattr(catalog.load(config.system), 'SHARDING', ())
+  rules = catalog.sharding(config)
   return state, meshes.infer_shardings(state, mesh, rules)

@@ -170,29 +170,46 @@ def with_ema(system: System, decay: float) -> System:
 
   ema <- d ema + (1 - d) params after every step, with
   d = min(decay, (1 + t) / (10 + t)) so that the first steps do not remember
-  the initialisation. The average lives in `extra['ema']`.
+  the initialisation. The average lives in `extra['ema']`; statistics of batch
+  norms, `extra['batch_stats']`, belong to the parameters that they were
+  measured with, and are averaged likewise, in `extra['ema_stats']`.
 
   Args:
     system: any system whose parameters are trained by gradient steps.
     decay: in [0, 1).
   """
 
+  def current(state):
+    """name of the average -> what it is of."""
+    trees = {'ema': state.params}
+    if 'batch_stats' in state.extra:
+      trees['ema_stats'] = state.extra['batch_stats']
+    return trees
+
   def init(rng, batch):
     state = system.init(rng, batch)
     # A copy: the state is donated, and no buffer may be donated twice.
-    ema = jax.tree.map(jnp.copy, state.params)
-    return state._replace(extra=dict(state.extra, ema=ema))
+    averages = jax.tree.map(jnp.copy, current(state))
+    return state._replace(extra={**state.extra, **averages})
 
   def step(state, batch):
-    ema = state.extra['ema']
+    before = state.extra
     state, metrics = system.step(state, batch)
     t = state.step.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + t) / (10 + t))
-    ema = jax.tree.map(lambda e, p: e + (1 - d) * (p - e), ema, state.params)
-    return state._replace(extra=dict(state.extra, ema=ema)), metrics
+    averages = {
+      name: jax.tree.map(lambda e, p: e + (1 - d) * (p - e), before[name], tree)
+      for name, tree in current(state).items()
+    }
+    return state._replace(extra={**state.extra, **averages}), metrics
 
   def predict(state, batch):
-    return system.predict(state._replace(params=state.extra['ema']), batch)
+    extra = state.extra
+    if 'ema_stats' in extra:
+      extra = dict(extra, batch_stats=extra['ema_stats'])
+    return system.predict(
+      state._replace(params=extra['ema'], extra=extra), batch
+    )
 
   return System(init, step, predict)
 

@@ -39,7 +39,7 @@ def leaves(config, prefix=''):
 def test_entry_has_a_module_with_what_a_system_offers(entry):
   module = catalog.load(entry.slug)
   assert module.__name__ == entry.module
-  assert entry.slug == entry.module.rpartition('.')[2]
+  assert (entry.system or entry.slug) == entry.module.rpartition('.')[2]
   assert callable(module.build) and callable(module.convert)
   for pattern, axes in module.SHARDING:
     assert isinstance(pattern, str)
@@ -68,6 +68,21 @@ def test_slugs_are_unique_and_listed():
   assert catalog.list_systems() == slugs
   assert jaxzoo.list_systems('cf*') == ['cfam']
   assert catalog.list_systems(family='none') == []
+
+
+def test_paper_of_a_network_is_trained_by_the_system_that_its_row_names(
+  monkeypatch,
+):
+  row = catalog.Entry(
+    'deit', 'a network', 'arXiv 0', 'backbones', ('paper',), 'classification'
+  )
+  monkeypatch.setitem(catalog.SYSTEMS, 'deit', row)
+  module = catalog.load('deit')
+  assert module is catalog.load('classification')
+  assert module.__name__ == row.module
+  config = catalog.get_config('classification:resnet50').unlock()
+  config.system = 'deit'
+  assert catalog.sharding(config) and not module.SHARDING
 
 
 def test_reading_the_catalogue_imports_no_system():
@@ -148,7 +163,7 @@ def test_two_readings_are_independent(name):
   [
     (lambda: catalog.get('cfan'), "no system 'cfan'; did you mean cfam"),
     (lambda: catalog.get_config('cfan:tiny'), 'did you mean cfam'),
-    (lambda: catalog.load('zzz'), 'known: cfam, clip, irra'),
+    (lambda: catalog.load('zzz'), 'known: automix, cfam, classification, clip'),
     (
       lambda: catalog.get_config('cfam:cuhk'),
       "no variant 'cuhk'; did you mean cuhk_pedes",

@@ -183,6 +183,31 @@ def test_ema_follows_its_formula_and_predicts():
   )
 
 
+def test_ema_averages_the_statistics_that_belong_to_the_parameters():
+  def with_stats(rng, batch):
+    return init(rng, batch)[0], {'batch_stats': jnp.zeros(3)}
+
+  def moving(params, extra, batch, rng):
+    stats = 0.9 * extra['batch_stats'] + 0.1 * batch['x'].mean(0)
+    value, (_, metrics) = loss(params, {'seen': 0}, batch, rng)
+    return value, ({**extra, 'batch_stats': stats}, metrics)
+
+  shown = lambda params, extra, batch: extra['batch_stats']
+  plain = from_loss(with_stats, moving, shown, optax.sgd(0.1))
+  state, _ = run(ema_of(plain, 0.9), 3)
+  want = np.zeros(3)
+  for step in range(3):
+    now, _ = run(plain, step + 1)
+    d = min(0.9, (2 + step) / (11 + step))
+    want = d * want + (1 - d) * np.asarray(now.extra['batch_stats'])
+  np.testing.assert_allclose(state.extra['ema_stats'], want, rtol=1e-5)
+  got = ema_of(plain, 0.9).predict(state, batch())
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(
+    state.extra['batch_stats'], now.extra['batch_stats'], rtol=1e-5
+  )
+
+
 def test_ema_does_not_change_the_training():
   plain, _ = run(regression(), 3)
   averaged, _ = run(ema_of(regression(), 0.9), 3)

@@ -12,7 +12,8 @@ def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
 
   Pictures are noise; captions have a start, some words, an end and padding, of
   which `mlm_text` and `mlm_labels` are masked as the config says; identities
-  are below `num_classes`; other numbers are normal, other integers 0.
+  and labels are below `num_classes`; other numbers are normal, other integers
+  0.
   """
   rng = np.random.default_rng(seed)
   data = catalog.part(catalog.DATA, config.data.kind, 'data.kind')
@@ -37,7 +38,7 @@ def _fill(name, x, config, rng):
     return rng.standard_normal(x.shape).astype(x.dtype)
   if name == 'text':
     return _captions(x.shape, rng).astype(x.dtype)
-  if name == 'pid':
+  if name in ('label', 'pid'):
     return rng.integers(0, max(1, config.num_classes), x.shape).astype(x.dtype)
   return np.zeros_like(x)
 

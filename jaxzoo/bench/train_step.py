@@ -87,7 +87,7 @@ def compile_step(config, batch: dict) -> Compiled:
     jax.random.key(config.seed),
     meshes.abstract_batch(batch, mesh),
     mesh,
-    getattr(catalog.load(config.system), 'SHARDING', ()),
+    catalog.sharding(config),
   )
   seconds = time.perf_counter() - started
   state = program.init()

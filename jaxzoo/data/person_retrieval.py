@@ -2,22 +2,15 @@
 
 import functools
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxzoo.data import pedestrians, transforms
+from jaxzoo.data.pipeline import Data
 from jaxzoo.data.sources import person_retrieval as readers
 from jaxzoo.data.tokenizers.clip import ClipTokenizer
 from jaxzoo.data.transforms import Transform
 from jaxzoo.errors import UserError
-
-
-class Data(NamedTuple):
-  """A source and what is done to its records."""
-
-  source: object
-  transforms: tuple[Transform, ...]
 
 
 def root_of(data) -> pathlib.Path:

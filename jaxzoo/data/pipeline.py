@@ -9,7 +9,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -17,6 +17,21 @@ from absl import flags, logging
 
 from jaxzoo.data.transforms import Transform, compose
 from jaxzoo.errors import CorruptRecord, UserError
+
+
+class Data(NamedTuple):
+  """A source and what is done to its records.
+
+  Attributes:
+    source: random access to records.
+    transforms: (record, rng) -> record.
+    repeats: how often a record comes in a row, each time transformed anew; an
+      epoch is as long as ever and meets that much fewer of the records.
+  """
+
+  source: Any
+  transforms: tuple[Transform, ...]
+  repeats: int = 1
 
 
 class Readable:
@@ -49,6 +64,27 @@ class Readable:
     raise UserError(f'{self._source!r}: no record can be read')
 
 
+class Repeated(grain.MapDataset):
+  """Each record of an epoch `times` times in a row, the epoch cut at its end.
+
+  Repeated augmentation (Hoffer et al., arXiv 1901.09335, as in DeiT): copies
+  of one picture come in one batch, and are transformed by their own places.
+  """
+
+  def __init__(self, parent: grain.MapDataset, times: int):
+    super().__init__(parent)
+    self._times = times
+
+  def __len__(self):
+    return len(self.parents[0])
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    epoch, place = divmod(index, len(self))
+    return self.parents[0][epoch * len(self) + place // self._times]
+
+
 def train_dataset(
   source,
   transforms: Sequence[Transform],
@@ -57,6 +93,7 @@ def train_dataset(
   seed: int,
   shard: int = 0,
   shards: int = 1,
+  repeats: int = 1,
 ) -> grain.MapDataset:
   """Endless batches of one process, reshuffled every epoch.
 
@@ -67,6 +104,7 @@ def train_dataset(
     seed: of order and augmentation.
     shard: this process, of `shards`; together they cover the source once.
     shards: how many processes read.
+    repeats: see `Data`.
   """
   if len(source) < batch_size * shards:
     raise UserError(
@@ -76,11 +114,11 @@ def train_dataset(
   # Sharded after the transforms (all is lazy), so that an example's randomness
   # comes from its place in the whole stream: processes differ, and any number
   # of them makes the same global batches.
+  order = grain.MapDataset.source(Readable(source)).seed(seed).shuffle()
+  if repeats > 1:
+    order = Repeated(order, repeats)
   return (
-    grain.MapDataset.source(Readable(source))
-    .seed(seed)
-    .shuffle()
-    .repeat()
+    order.repeat()
     .random_map(compose(*transforms))[shard::shards]
     .batch(batch_size, drop_remainder=True)
   )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from jaxzoo.errors import UserError
+from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.layers.image import IMAGE_MEAN, IMAGE_STD
 
 Transform = Callable[[dict, np.random.Generator], dict]
@@ -55,28 +55,38 @@ def keep(*keys: str) -> Transform:
   return transform
 
 
-def resize(height: int, width: int) -> Transform:
-  """To [height, width, 3] by Pillow's anti-aliased bilinear filter.
+INTERPOLATIONS = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+
+
+def resize(
+  height: int, width: int, interpolation: str = 'bilinear'
+) -> Transform:
+  """To [height, width, 3] by one of Pillow's anti-aliased filters.
 
   The aspect ratio is not kept. A picture of that size passes untouched.
   """
-  _check_size('resize', height, width)
+  check_size('resize', height, width)
+  resample = filter_of('resize', interpolation)
 
   def transform(record, rng):
     del rng
-    image = _resize(record['image'], height, width, Image.Resampling.BILINEAR)
+    image = _resize(record['image'], height, width, resample)
     return {**record, 'image': image}
 
   return transform
 
 
-def resize_shorter(size: int) -> Transform:
-  """The shorter side to `size`, aspect ratio kept, anti-aliased bicubic.
+def resize_shorter(size: int, interpolation: str = 'bicubic') -> Transform:
+  """The shorter side to `size`, aspect ratio kept, anti-aliased.
 
-  With `center_crop` CLIP's own preparation (Radford et al. 2021). The longer
-  side is rounded down.
+  Bicubic and with `center_crop` it is CLIP's own preparation (Radford et al.
+  2021). The longer side is rounded down.
   """
-  _check_size('resize_shorter', size)
+  check_size('resize_shorter', size)
+  resample = filter_of('resize_shorter', interpolation)
 
   def transform(record, rng):
     del rng
@@ -86,7 +96,7 @@ def resize_shorter(size: int) -> Transform:
       record['image'],
       size * height // shorter,
       size * width // shorter,
-      Image.Resampling.BICUBIC,
+      resample,
     )
     return {**record, 'image': image}
 
@@ -99,7 +109,7 @@ def center_crop(size: int) -> Transform:
   Raises:
     UserError: when applied to a smaller picture.
   """
-  _check_size('center_crop', size)
+  check_size('center_crop', size)
 
   def transform(record, rng):
     del rng
@@ -118,7 +128,7 @@ def center_crop(size: int) -> Transform:
 
 def flip(p: float = 0.5) -> Transform:
   """Mirrors left and right with probability `p`."""
-  _check_probability('flip', p)
+  check_probability('flip', p)
 
   def transform(record, rng):
     if rng.random() >= p:
@@ -128,19 +138,28 @@ def flip(p: float = 0.5) -> Transform:
   return transform
 
 
-def pad_crop(pixels: int) -> Transform:
-  """A black margin of `pixels` on each side, then a random crop of the size.
+PADDINGS = {'zero': 'constant', 'reflect': 'reflect'}
 
-  In other words a shift by up to `pixels`, uniform in both directions.
+
+def pad_crop(pixels: int, padding: str = 'zero') -> Transform:
+  """A margin of `pixels` on each side, then a random crop of the size.
+
+  In other words a shift by up to `pixels`, uniform in both directions. The
+  margin is black ('zero') or the picture mirrored in its border ('reflect').
   """
   if pixels < 0:
     raise UserError(f'pad_crop: pixels must not be negative, got {pixels}')
+  if padding not in PADDINGS:
+    raise UserError(
+      f'pad_crop: no padding {padding!r}; ' + nearest(padding, PADDINGS)
+    )
 
   def transform(record, rng):
     image = record['image']
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
-    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    margins = ((pixels, pixels), (pixels, pixels), (0, 0))
+    padded = np.pad(image, margins, PADDINGS[padding])
     return {**record, 'image': padded[top : top + height, left : left + width]}
 
   return transform
@@ -150,7 +169,7 @@ def random_erase(
   p: float = 0.5,
   area: tuple[float, float] = (0.02, 0.4),
   aspect: tuple[float, float] = (0.3, 3.3),
-  value: Sequence[int] = ERASE_VALUE,
+  value: Sequence[int] | Callable = ERASE_VALUE,
   tries: int = 10,
 ) -> Transform:
   """Fills a random rectangle with one colour (Zhong et al. 2020).
@@ -165,23 +184,25 @@ def random_erase(
     aspect: smallest and largest height over width.
     value: uint8 RGB. The default is the pixel that normalises to CLIP's mean,
       as in the published recipe; rounding to 8 bits moves it by at most
-      1/(510 std) = 0.008 in normalised units.
+      1/(510 std) = 0.008 in normalised units. Or a function (height, width,
+      rng) -> uint8 [height, width, 3].
     tries: rectangles drawn before giving up.
   """
-  _check_probability('random_erase', p)
+  check_probability('random_erase', p)
   for name, (low, high) in (('area', area), ('aspect', aspect)):
     if not 0 < low <= high:
       raise UserError(
         f'random_erase: {name} must be a rising pair of positive numbers, '
         f'got ({low}, {high})'
       )
-  colour = np.asarray(value)
+  colour = np.zeros(3) if callable(value) else np.asarray(value)
   if colour.shape not in ((), (3,)) or not np.all(
     (colour >= 0) & (colour <= 255)
   ):
     raise UserError(
       f'random_erase: value must be 3 numbers of 0..255, got {value}'
     )
+  fill = value if callable(value) else lambda height, width, rng: colour
 
   def transform(record, rng):
     if rng.random() >= p:
@@ -197,7 +218,9 @@ def random_erase(
         top = rng.integers(0, rows - height + 1)
         left = rng.integers(0, columns - width + 1)
         image = image.copy()
-        image[top : top + height, left : left + width] = colour
+        image[top : top + height, left : left + width] = fill(
+          height, width, rng
+        )
         return {**record, 'image': image}
     return record
 
@@ -247,8 +270,8 @@ def mask_words(
     mask_retrieval_text: whether `text` is masked too. False keeps the whole
       caption for retrieval.
   """
-  _check_probability('mask_words', p)
-  _check_probability('mask_words', replace + random)
+  check_probability('mask_words', p)
+  check_probability('mask_words', replace + random)
 
   def transform(record, rng):
     ids = record['text']
@@ -322,11 +345,23 @@ def _resize(image, height, width, resample) -> np.ndarray:
   return np.asarray(resized)
 
 
-def _check_size(name, *sizes) -> None:
+def filter_of(name: str, interpolation: str) -> Image.Resampling:
+  """Pillow's filter called 'bilinear' or 'bicubic'."""
+  if interpolation not in INTERPOLATIONS:
+    raise UserError(
+      f'{name}: no interpolation {interpolation!r}; '
+      + nearest(interpolation, INTERPOLATIONS)
+    )
+  return INTERPOLATIONS[interpolation]
+
+
+def check_size(name, *sizes) -> None:
+  """Raises UserError for sizes that no picture has."""
   if min(sizes) < 1:
     raise UserError(f'{name}: sizes must be positive, got {sizes}')
 
 
-def _check_probability(name, p) -> None:
+def check_probability(name, p) -> None:
+  """Raises UserError for what is no probability."""
   if not 0 <= p <= 1:
     raise UserError(f'{name}: a probability must be in [0, 1], got {p}')

@@ -1,4 +1,4 @@
-"""Pictures of results: retrieval sheets and learning curves."""
+"""Pictures of results: sheets of pictures, confusions, learning curves."""
 
 import io
 import textwrap
@@ -76,6 +76,81 @@ def _row(ranking: Ranking, height: int, width: int) -> np.ndarray:
   return np.asarray(sheet)
 
 
+def picture_sheet(
+  images: Sequence[np.ndarray],
+  labels: Sequence[str],
+  *,
+  columns: int = 8,
+  side: int = 112,
+) -> np.ndarray:
+  """Pictures in a grid, each with a line below it.
+
+  Args:
+    images: uint8 [h, w, 3] each, of any size; small ones are enlarged without
+      smoothing.
+    labels: a line for each, cut where it is too long.
+    columns: pictures in a row.
+    side: of the square that each is fitted into, in pixels.
+
+  Returns:
+    uint8 [h, w, 3].
+  """
+  font, line, gap = ImageFont.load_default(11), 16, 6
+  rows = max(1, -(-len(images) // columns))
+  size = columns * (side + gap) + gap, rows * (side + line + gap) + gap
+  sheet = Image.new('RGB', size, (255, 255, 255))
+  draw = ImageDraw.Draw(sheet)
+  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    x = gap + i % columns * (side + gap)
+    y = gap + i // columns * (side + line + gap)
+    scale = side / max(image.shape[:2])
+    width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
+    smooth = Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
+    shown = Image.fromarray(image).resize((width, height), smooth)
+    sheet.paste(shown, (x + (side - width) // 2, y + (side - height) // 2))
+    while label and draw.textlength(label, font) > side:
+      label = label[:-1]
+    draw.text((x, y + side), label, (40, 40, 40), font)
+  return np.asarray(sheet)
+
+
+def confusion_matrix(
+  counts: np.ndarray, names: Sequence[str], *, named: int = 40
+) -> np.ndarray:
+  """Labels (rows) against predictions (columns), each row by its own total.
+
+  Args:
+    counts: [k, k].
+    names: of the classes; written where there are no more than `named`, as
+      are the counts where there are no more than half as many.
+    named: see `names`.
+
+  Returns:
+    uint8 [h, w, 3].
+  """
+  import matplotlib.figure  # a second to import: only where it is used
+
+  count = len(names)
+  side = min(12.0, 3.0 + 0.4 * count)  # inches
+  figure = matplotlib.figure.Figure(figsize=(side, side), layout='tight')
+  axes = figure.add_subplot()
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  axes.set_xlabel('prediction')
+  axes.set_ylabel('label')
+  if count <= named:
+    axes.set_xticks(range(count), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(count), names, fontsize=8)
+  if 2 * count <= named:
+    for i, j in zip(*np.nonzero(counts), strict=True):
+      colour = 'white' if shares[i, j] > 0.5 else 'black'
+      axes.text(
+        j, i, str(counts[i, j]), ha='center', va='center',
+        color=colour, fontsize=7,
+      )  # fmt: skip
+  return _drawn(figure)
+
+
 def learning_curves(
   history: Sequence[Mapping[str, float]], names: Sequence[str] | None = None
 ) -> np.ndarray:
@@ -121,6 +196,10 @@ def learning_curves(
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
+  return _drawn(figure)
+
+
+def _drawn(figure) -> np.ndarray:
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=100)
   return np.asarray(Image.open(buffer).convert('RGB'))

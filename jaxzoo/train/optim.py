@@ -121,6 +121,90 @@ def scale_by_group(groups: Groups):
   return _per_parameter(scale)
 
 
+# A path's stage and block: stage2_block0/.., stage2/block_0/.., block_3/..; or
+# `blocks`, all of a stack on the leading axis; merge1 leads to stage 2.
+_STAGE = re.compile(r'(?:^|/)(?:stage|super)_?(\d+)(?:[/_]|$)')
+_MERGE = re.compile(r'(?:^|/)merge_?(\d+)(?:/|$)')
+_BLOCK = re.compile(r'(?:^|[/_])block_?(\d+)(?:/|$)')
+_STACK = re.compile(r'(?:^|[/_])blocks(?:/|$)')
+# What comes after the blocks; all else outside of them comes before.
+_LAST = re.compile(
+  r'^(bn[1-9]|classifier|conv[1-9]|fc|final|head|hidden|last|ln_post|neck|norm/'
+  r'|pre_logits)'
+)
+
+
+def layer_decay_tree(params, decay: float):
+  """decay^(distance from the end) for every leaf, by the order of the blocks.
+
+  The classifier and the norm before it get 1, the last block decay, the one
+  before it decay^2, and what comes before the first block decay^(n + 1) of n
+  blocks (Clark et al., arXiv 2003.10555; Bao et al., arXiv 2106.08254). Blocks
+  are told by the path: `block_3/..`, `stage2_block0/..`, or `blocks/..` for a
+  scanned stack, whose leaf gets an array over its leading axis. What belongs
+  to a stage, but to none of its blocks, counts as its first block; blocks of
+  one number in several stacks count as one.
+
+  Args:
+    params: of one network.
+    decay: in (0, 1].
+
+  Returns:
+    A tree like `params` of numbers, and of arrays [n, 1, ...] for stacks.
+  """
+  flat, structure = jax.tree_util.tree_flatten_with_path(params)
+  leaves = [(path_name(path), leaf) for path, leaf in flat]
+  keys = [_blocks_of(name, leaf) for name, leaf in leaves]
+  order = sorted({key for each in keys for key in each})
+  count = len(order)
+  place = {key: 1 + i for i, key in enumerate(order)}
+
+  def scale(name, leaf, own):
+    if not own:
+      return 1.0 if _LAST.search(name) else decay ** (count + 1)
+    powers = [decay ** (count + 1 - place[key]) for key in own]
+    if not _STACK.search(name):
+      return powers[0]
+    return np.reshape(powers, (-1,) + (1,) * (leaf.ndim - 1))
+
+  return jax.tree.unflatten(
+    structure,
+    [
+      scale(name, leaf, own)
+      for (name, leaf), own in zip(leaves, keys, strict=True)
+    ],
+  )
+
+
+def _blocks_of(name: str, leaf) -> list[tuple[int, int]]:
+  """(stage, block) of a leaf, of each layer of a stack; [] outside blocks."""
+  stage, block = _STAGE.search(name), _BLOCK.search(name)
+  merge = _MERGE.search(name)
+  if merge:
+    return [(int(merge[1]) + 1, 0)]
+  number = int(stage[1]) if stage else 0
+  if _STACK.search(name):
+    return [(number, i) for i in range(leaf.shape[0])]
+  if stage or block:
+    return [(number, int(block[1]) if block else 0)]
+  return []
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """u * `layer_decay_tree`."""
+
+  def update(updates, state, params=None):
+    del params
+    scales = layer_decay_tree(updates, decay)
+    # In the update's dtype, whatever that of the scales.
+    updates = jax.tree.map(
+      lambda u, s: u * jnp.asarray(s, u.dtype), updates, scales
+    )
+    return updates, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 OPTIMIZERS = ('adam', 'adamw', 'muon', 'sgd')
 
 # What of an array is the matrix that Muon orthogonalises: its input axes and
@@ -161,6 +245,7 @@ def make_optimizer(
   clip_norm: float = 0.0,
   groups: Groups = (),
   mu_dtype: str | None = None,
+  layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
   """The optimizers of the recipes, with groups by parameter path.
 
@@ -181,14 +266,20 @@ def make_optimizer(
     clip_norm: largest global norm of the gradient; 0 switches clipping off.
     groups: see the module; frozen parameters get no update and no moments.
     mu_dtype: of the first moment, e.g. 'bfloat16' to save memory.
+    layer_decay: of the learning rate from block to block towards the input,
+      see `layer_decay_tree`; 1 switches it off.
 
   Raises:
-    UserError: unknown optimizer, or a group with an unknown field or a broken
-      pattern.
+    UserError: unknown optimizer, a group with an unknown field or a broken
+      pattern, or a layer_decay outside (0, 1].
   """
   if name not in OPTIMIZERS:
     raise UserError(
       f'optim.name: no optimizer {name!r}; ' + nearest(name, OPTIMIZERS)
+    )
+  if not 0 < layer_decay <= 1:
+    raise UserError(
+      f'optim.layer_decay={layer_decay}: it must be above 0 and at most 1'
     )
   check_groups(groups)
   decay = add_decay(weight_decay, groups)
@@ -215,6 +306,7 @@ def make_optimizer(
     clip,
     *core,
     scale_by_group(groups),
+    *([scale_by_layer(layer_decay)] if layer_decay < 1 else []),
     optax.scale_by_learning_rate(learning_rate),
   )
   if not any(fields.get('frozen') for _, fields in groups):
@@ -232,6 +324,7 @@ def make_optimizer(
 SCHEDULES = (
   'constant',
   'cosine',
+  'cosine_whole',
   'linear',
   'step',
   'poly',
@@ -255,7 +348,8 @@ def factor(
 
   For progress e < warmup: warmup_factor (1 - e/warmup) + e/warmup. After it,
   with r = (e - warmup) / (total - warmup) in [0, 1]: cosine (1 + cos(pi r))/2,
-  linear 1 - r, poly (1 - r)^power, exp power^r, constant 1. step:
+  linear 1 - r, poly (1 - r)^power, exp power^r, constant 1. cosine_whole:
+  (1 + cos(pi e / total))/2, whose beginning the warm-up hides (DeiT). step:
   gamma^(milestones passed), also while warming up. poly_as_released is the
   power^(1 - r) of IRRA's code, which rises from `power` to 1: for comparison
   with runs of that code only. (Schedules of IRRA, arXiv 2303.12501.)
@@ -269,6 +363,7 @@ def factor(
   return {
     'constant': 1.0,
     'cosine': (1 + math.cos(math.pi * rest)) / 2,
+    'cosine_whole': (1 + math.cos(math.pi * min(1.0, progress / total))) / 2,
     'linear': 1 - rest,
     'step': drop,
     'poly': (1 - rest) ** power,

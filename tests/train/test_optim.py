@@ -265,6 +265,93 @@ def test_unknown_optimizer_names_the_nearest(name, nearest):
     make_optimizer(name, LR)
 
 
+# Decay by layer.
+
+
+def layers(depth=3, scan=False):
+  """A transformer's parameters."""
+  block = {'attn': {'kernel': jnp.ones((4, 4)), 'bias': jnp.ones(4)}}
+  blocks = {f'block_{i}': block for i in range(depth)}
+  if scan:
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * depth), block)
+    blocks = {'blocks': stacked}
+  return {
+    'patch_embed': {'kernel': jnp.ones((2, 4))},
+    'pos_embed': jnp.ones((5, 4)),
+    'transformer': blocks,
+    'norm': {'scale': jnp.ones(4)},
+    'head': {'kernel': jnp.ones((4, 2))},
+  }
+
+
+def test_rates_fall_from_the_classifier_to_the_patches():
+  got = optim.layer_decay_tree(layers(), 0.5)
+  assert got['head'] == {'kernel': 1.0} and got['norm'] == {'scale': 1.0}
+  for i, want in enumerate([0.125, 0.25, 0.5]):
+    attn = got['transformer'][f'block_{i}']['attn']
+    assert attn == {'kernel': want, 'bias': want}
+  assert got['pos_embed'] == got['patch_embed']['kernel'] == 0.5**4
+
+
+def test_rates_of_a_scanned_stack_are_those_of_its_blocks():
+  tree = layers(scan=True)
+  attn = optim.layer_decay_tree(tree, 0.5)['transformer']['blocks']['attn']
+  assert attn['kernel'].shape == (3, 1, 1) and attn['bias'].shape == (3, 1)
+  assert attn['bias'].ravel().tolist() == [0.125, 0.25, 0.5]
+  moved = {}
+  for scan in (False, True):
+    tree = layers(scan=scan)
+    tx = make_optimizer('sgd', LR, momentum=0.0, layer_decay=0.5)
+    updates, _ = tx.update(tree, tx.init(tree), tree)
+    moved[scan] = updates['transformer']
+  for i in range(3):
+    jax.tree.map(
+      lambda stack, one, i=i: np.testing.assert_allclose(stack[i], one),
+      moved[True]['blocks'],
+      moved[False][f'block_{i}'],
+    )
+
+
+def test_rates_of_stages_go_on_from_stage_to_stage():
+  leaf = {'kernel': jnp.ones((3, 3))}
+  tree = {
+    'stem_bn': {'scale': jnp.ones(3)},
+    'stage1_block0': leaf,
+    'stage1_block1': leaf,
+    'merge1': leaf,
+    'stage2_token': leaf,
+    'stage2_block0': leaf,
+    'stage10': {'block_0': leaf, 'block_1': leaf},
+    'head': leaf,
+  }
+  got = optim.layer_decay_tree(tree, 0.5)
+  power = lambda x: -int(np.log2(x['kernel']))
+  assert power(got['head']) == 0
+  assert [power(got['stage10'][f'block_{i}']) for i in range(2)] == [2, 1]
+  for name in ('merge1', 'stage2_token', 'stage2_block0'):
+    assert power(got[name]) == 3
+  assert [power(got[f'stage1_block{i}']) for i in range(2)] == [5, 4]
+  assert got['stem_bn']['scale'] == 0.5**6
+
+
+def test_layer_decay_scales_the_update_and_its_decay():
+  tree = layers()
+  make = lambda **options: make_optimizer(
+    'adamw', LR, weight_decay=0.3, **options
+  )
+  moved = []
+  for tx in (make(), make(layer_decay=0.5)):
+    moved.append(tx.update(tree, tx.init(tree), tree)[0])
+  scales = optim.layer_decay_tree(tree, 0.5)
+  close(moved[1], jax.tree.map(lambda u, s: u * s, moved[0], scales))
+
+
+@pytest.mark.parametrize('decay', [0.0, -1.0, 1.5, float('nan')])
+def test_layer_decay_that_is_none_is_an_error(decay):
+  with pytest.raises(UserError, match='optim.layer_decay'):
+    make_optimizer('adamw', LR, layer_decay=decay)
+
+
 # Schedules.
 
 TOTAL, WARMUP, START = 40, 10, 0.2
@@ -281,6 +368,7 @@ def closed_form(name, step, end=0.0):
   full = {
     'constant': 1.0,
     'cosine': 0.5 * (1 + math.cos(math.pi * r)),
+    'cosine_whole': 0.5 * (1 + math.cos(math.pi * step / TOTAL)),
     'linear': 1 - r,
     'poly': (1 - r) ** 0.9,
     'poly_as_released': 0.9 ** (1 - r),

@@ -44,7 +44,17 @@ def read_image(
       libjpeg's warnings count as damage, since it fills what is missing with
       grey.
   """
-  data = _read_bytes(path)
+  return decode_image(_read_bytes(path), path, max_pixels)
+
+
+def decode_image(
+  data: bytes, path: str | os.PathLike, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Like `read_image`, from the bytes of the file; `path` names it in errors.
+
+  Raises:
+    CorruptRecord: likewise.
+  """
   try:
     if data.startswith(b'\xff\xd8\xff'):
       image = _decode_jpeg(data, max_pixels)
