@@ -5,6 +5,7 @@ import os
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
   config.epochs = 1.0
   config.save_epochs = config.eval_epochs = 0.5
   with config.unlocked():
-    del config.evals.cross
+    config.evals = ml_collections.ConfigDict({'test': config.evals.test})
   workdir = tmp_path_factory.mktemp('retrieve') / 'run'
   result = train(config, workdir)
   split = person_retrieval.read_split(config, 'ufine6926', 'test')

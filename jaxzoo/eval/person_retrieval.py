@@ -40,8 +40,10 @@ def make_evaluator(
   suffix = '' if vectors == 'global' else f'_{vectors}'
 
   def evaluate(predict) -> Evaluation:
-    gallery = predict(*data.gallery_data(config, records))
-    query = predict(*data.query_data(config, records))
+    shown = data.gallery_data(config, records)
+    asked = data.query_data(config, records)
+    gallery = predict(shown.source, shown.transforms)
+    query = predict(asked.source, asked.transforms)
     images = _output(gallery.outputs, f'image{suffix}', vectors)
     texts = _output(query.outputs, f'text{suffix}', vectors)
     metrics = retrieval_metrics(
@@ -56,9 +58,9 @@ def make_evaluator(
     def draw():
       # Evenly spread over the file, the same ones after every evaluation.
       count = min(sheet, len(records.captions))
-      shown = np.linspace(0, len(records.captions) - 1, count).astype(int)
+      picked = np.linspace(0, len(records.captions) - 1, count).astype(int)
       _, best = rank(
-        texts[shown],
+        texts[picked],
         images,
         k=10,
         gallery_mask=gallery.mask,
@@ -71,7 +73,7 @@ def make_evaluator(
               [_picture(records.image_paths[g]) for g in row],
               [records.image_pids[g] == records.caption_pids[q] for g in row],
             )
-            for q, row in zip(shown, best, strict=True)
+            for q, row in zip(picked, best, strict=True)
           ]
         )
       }

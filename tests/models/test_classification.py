@@ -212,8 +212,8 @@ def test_prediction_is_the_classifier_of_its_vector():
   config = tiny()
   system = main.create_system(config)
   batch = batch_of(config)
-  state = system.init(KEY, batch)
-  got = system.predict(state, {'image': batch['image']})
+  state = jax.jit(system.init)(KEY, batch)
+  got = jax.jit(system.predict)(state, {'image': batch['image']})
   assert got['logits'].shape == (16, 10) and got['vector'].shape == (16, 16)
   assert {x.dtype for x in got.values()} == {jnp.dtype(jnp.float32)}
   head = state.params['head']
@@ -224,18 +224,20 @@ def test_prediction_is_the_classifier_of_its_vector():
 
 def test_distilled_network_learns_with_both_heads_and_predicts_their_mean():
   config = vit('deit_tiny_distilled_patch16_224')
+  config.model_options.depth = 1
   config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
   config.ema = 0.0
   system = main.create_system(config)
   batch = batch_of(config)
-  state = system.init(KEY, batch)
+  state = jax.jit(system.init)(KEY, batch)
   module = classification.make_backbone(config).module
   image = classification.normalize(batch['image'], config.mean, config.std)
   # Without drop path, training and testing differ in the mean alone.
-  heads = module.apply({'params': state.params}, image, True)
-  got = system.predict(state, batch)
+  forward = lambda params: module.apply({'params': params}, image, True)
+  heads = jax.jit(forward)(state.params)
+  got = jax.jit(system.predict)(state, batch)
   np.testing.assert_allclose(got['logits'], sum(heads) / 2, atol=1e-5)
-  _, metrics = system.step(state, batch)
+  _, metrics = jax.jit(system.step)(state, batch)
   each = [
     optax.softmax_cross_entropy_with_integer_labels(x, batch['label']).mean()
     for x in heads
@@ -248,8 +250,9 @@ def test_accuracy_is_on_the_label_with_the_larger_share():
   config = tiny()
   config.loss.update(mixup=1.0, cutmix=0.0, mixup_prob=1.0)
   batch = batch_of(config)
+  mixed = jax.jit(lambda *x: classification._mixed(*x, config))
   for key in KEYS[:6]:
-    image, targets, labels = classification._mixed(batch, key, config)
+    image, targets, labels = mixed(batch, key)
     best = np.asarray(targets).argmax(1)
     np.testing.assert_array_equal(best, labels)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
@@ -261,7 +264,8 @@ def test_what_is_drawn_depends_on_the_step():
   config.optim.lr = 0.0
   config.loss.update(mixup=1.0, cutmix=0.0, mixup_prob=1.0)
   system = main.create_system(config)
-  state, step = system.init(KEY, batch_of(config)), jax.jit(system.step)
+  state = jax.jit(system.init)(KEY, batch_of(config))
+  step = jax.jit(system.step)
   seen = set()
   for _ in range(3):
     state, metrics = step(state, batch_of(config))
@@ -319,7 +323,8 @@ def test_classifier_of_the_published_classes_must_be_there():
   state_dict, _ = published(config, 1000)
   del state_dict['fc.bias']
   weights = initial.convert_weights(state_dict, config)
-  state = main.create_system(config).init(KEY, batch_of(config))
+  system = main.create_system(config)
+  state = jax.eval_shape(system.init, KEY, batch_of(config))
   with pytest.raises(UserError, match='head/bias: not in the checkpoint'):
     initial.put_weights(state, weights, config)
 

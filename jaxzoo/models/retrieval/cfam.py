@@ -393,7 +393,8 @@ def build(config, tx: optax.GradientTransformation) -> System:
   if granules and 'decoder' not in heads:
     raise UserError(
       "evals with vectors='granules' need loss.ls or loss.m above 0: without "
-      'them there is no decoder'
+      'them there is no decoder. Raise one, or compare global vectors instead: '
+      '--config.evals.NAME.vectors=global'
     )
 
   def init(rng, batch):
