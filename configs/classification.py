@@ -85,7 +85,6 @@ def common(model):
   config.data.train_split = 'train'
   config.data.embedded = ml_collections.ConfigDict()  # of `shapes`
   config.data.cache_images = False
-  config.data.repeats = 1  # augmented copies of a picture in a batch
   config.data.crop = 'random_resized'  # 'pad', 'none'
   config.data.crop_scale = (0.08, 1.0)
   config.data.crop_ratio = (3 / 4, 4 / 3)

@@ -41,6 +41,8 @@ def tiny(**options):
   config = demo(**options, base='tiny')
   config.model_options.update(knn=9, width=24, depth=2)
   config.image_size = (16, 16)
+  config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+  config.optim.lr = 1e-2
   config.epochs = 4.0
   return config
 

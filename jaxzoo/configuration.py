@@ -52,6 +52,7 @@ def defaults() -> ml_collections.ConfigDict:
   config.data.unit = 'examples'  # what the rates count
   config.data.threads = 4
   config.data.workers = 0  # processes instead of threads: for heavy decoding
+  config.data.repeats = 1  # transformed copies of a record in a batch
   config.data.max_corrupt = 0.01  # share of records that may be unreadable
 
   config.evals = ml_collections.ConfigDict()  # name -> {'kind': ..., ...}
@@ -89,6 +90,7 @@ LEAST = {
   'optim.warmup_epochs': 0.0,
   'data.threads': 0,
   'data.workers': 0,
+  'data.repeats': 1,
   'data.max_corrupt': 0.0,
 }
 CHOICES = {

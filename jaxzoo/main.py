@@ -242,7 +242,7 @@ def make_dataset(config, data):
     seed=config.seed,
     shard=jax.process_index(),
     shards=jax.process_count(),
-    repeats=data.repeats,
+    repeats=config.data.repeats,
   )
 
 

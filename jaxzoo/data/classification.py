@@ -156,17 +156,11 @@ def _channels(config) -> tuple[Transform, ...]:
 def train_data(config) -> Data:
   """The training split, augmented, with the fields of `config.data`.
 
-  With `data.repeats` n > 1 every picture comes n times in a row, each time
-  augmented anew; an epoch then has that much fewer pictures.
-
   Raises:
     UserError: see `read_source`, or a setting that no transform can have.
   """
-  data = config.data
-  if data.repeats < 1:
-    raise UserError(f'data.repeats={data.repeats}: it must be at least 1')
-  source = read_source(config, data.train_split)
-  return Data(source, train_transforms(config), data.repeats)
+  source = read_source(config, config.data.train_split)
+  return Data(source, train_transforms(config))
 
 
 def eval_data(config, split: str) -> Data:

@@ -20,18 +20,10 @@ from jaxzoo.errors import CorruptRecord, UserError
 
 
 class Data(NamedTuple):
-  """A source and what is done to its records.
-
-  Attributes:
-    source: random access to records.
-    transforms: (record, rng) -> record.
-    repeats: how often a record comes in a row, each time transformed anew; an
-      epoch is as long as ever and meets that much fewer of the records.
-  """
+  """A source and what is done to its records."""
 
   source: Any
   transforms: tuple[Transform, ...]
-  repeats: int = 1
 
 
 class Readable:
@@ -104,7 +96,7 @@ def train_dataset(
     seed: of order and augmentation.
     shard: this process, of `shards`; together they cover the source once.
     shards: how many processes read.
-    repeats: see `Data`.
+    repeats: how often a record comes in a row, see `Repeated`.
   """
   if len(source) < batch_size * shards:
     raise UserError(

@@ -127,7 +127,7 @@ def make_evaluator(config, *, split: str = 'test', sheet: int = 24):
     predict -> Evaluation with `metrics` (without top5 where there are no more
     than five classes), and the pictures `confusion` and `wrong`.
   """
-  source, steps = data.eval_data(config, split)[:2]
+  source, steps = data.eval_data(config, split)
 
   def evaluate(predict) -> Evaluation:
     found = predict(source, steps)

@@ -124,7 +124,7 @@ def make_evaluator(
     raise UserError(
       f'k-NN: k={k} must be at least 1, temperature={temperature} above 0'
     )
-  bank, steps = data.eval_data(config, config.data.train_split)[:2]
+  bank, steps = data.eval_data(config, config.data.train_split)
   bank = subset(bank, limit)
   source = data.read_source(config, split)
 

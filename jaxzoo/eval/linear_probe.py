@@ -169,7 +169,7 @@ def make_evaluator(
   strengths = tuple(strengths)
   if not strengths or min(strengths) <= 0:
     raise UserError(f'linear probe: strengths={strengths} must be positive')
-  shown, steps = data.eval_data(config, config.data.train_split)[:2]
+  shown, steps = data.eval_data(config, config.data.train_split)
   shown = subset(shown, limit)
   source = data.read_source(config, split)
   classes = len(source.names)

@@ -341,7 +341,6 @@ def test_test_pictures_are_the_middle_of_the_resized_ones():
     (dict(dataset='folder', root=''), 'root is empty'),
     (dict(num_classes=3), 'has 10 classes.*--config.num_classes=10'),
     (dict(crop='padded'), "data.crop: no 'padded'"),
-    (dict(repeats=0), 'repeats=0'),
     (dict(eval_crop=1.5, crop='none'), 'eval_crop=1.5'),
     (dict(image_size=(8, 4), crop='none'), 'data.eval_crop=0'),
     (dict(in_chans=2), 'in_chans=2'),

@@ -54,7 +54,7 @@ from jaxzoo.weights.rows import Row
 
 # Channels of the released networks are odd numbers like 13: only the
 # classifier is worth splitting.
-SHARDING = ((r'^head/kernel$', (None, 'tensor')),)
+SHARDING = ((r'(^|/)head/kernel$', (None, 'tensor')),)
 
 PUBLISHED = {
   'GENet-light': dict(

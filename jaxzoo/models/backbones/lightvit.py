@@ -44,8 +44,8 @@ SHARDING = (
   (r'mlp/fc1/kernel$', (None, 'tensor')),
   (r'mlp/fc1/bias$', ('tensor',)),
   (r'mlp/fc2/kernel$', ('tensor', None)),
-  (r'^neck/kernel$', (None, 'tensor')),
-  (r'^head/kernel$', ('tensor', None)),
+  (r'(^|/)neck/kernel$', (None, 'tensor')),
+  (r'(^|/)head/kernel$', ('tensor', None)),
 )
 
 PUBLISHED = {

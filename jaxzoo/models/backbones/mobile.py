@@ -29,7 +29,7 @@ from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 
-SHARDING = ((r'^head/kernel$', (None, 'tensor')),)
+SHARDING = ((r'(^|/)head/kernel$', (None, 'tensor')),)
 
 
 class Block(NamedTuple):

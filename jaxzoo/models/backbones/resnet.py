@@ -27,7 +27,7 @@ from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 
 # Kernels shard over their output channels where that is asked for.
-SHARDING = ((r'^head/kernel$', (None, 'tensor')),)
+SHARDING = ((r'(^|/)head/kernel$', (None, 'tensor')),)
 
 PUBLISHED = {
   'ResNet-18': dict(bottleneck=False, depths=(2, 2, 2, 2)),

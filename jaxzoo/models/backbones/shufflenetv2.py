@@ -31,7 +31,7 @@ from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 
-SHARDING = ((r'^head/kernel$', (None, 'tensor')),)
+SHARDING = ((r'(^|/)head/kernel$', (None, 'tensor')),)
 
 PUBLISHED = {
   'ShuffleNetV2 0.5x': dict(widths=(48, 96, 192), last_width=1024),

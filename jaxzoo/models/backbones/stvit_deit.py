@@ -36,7 +36,7 @@ SHARDING = (
   (r'mlp/fc1/kernel$', (None, 'tensor')),
   (r'mlp/fc1/bias$', ('tensor',)),
   (r'mlp/fc2/kernel$', ('tensor', None)),
-  (r'^head/kernel$', (None, 'tensor')),
+  (r'(^|/)head/kernel$', (None, 'tensor')),
 )
 
 PUBLISHED = {

@@ -37,7 +37,7 @@ SHARDING = (
   (r'mlp/fc1/kernel$', (None, 'tensor')),
   (r'mlp/fc1/bias$', ('tensor',)),
   (r'mlp/fc2/kernel$', ('tensor', None)),
-  (r'^head/kernel$', (None, 'tensor')),
+  (r'(^|/)head/kernel$', (None, 'tensor')),
 )
 
 _T = dict(width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))

@@ -52,7 +52,7 @@ from jaxzoo.models.layers.norm import BatchNorm
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 
-SHARDING = ((r'^head/kernel$', (None, 'tensor')),)
+SHARDING = ((r'(^|/)head/kernel$', (None, 'tensor')),)
 
 _STRUCTURES = {
   'ZenNet-400M-SE': 'SuperConvK3BNRELU(3,16,2,1)'

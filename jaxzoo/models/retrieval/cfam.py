@@ -45,7 +45,7 @@ from jaxzoo.system import System, from_loss
 from jaxzoo.weights import layers
 
 # The decoder and the matcher have the layer names of CLIP's towers.
-SHARDING = (*clip.SHARDING, (r'^classifier/kernel$', (None, 'tensor')))
+SHARDING = (*clip.SHARDING, (r'(^|/)classifier/kernel$', (None, 'tensor')))
 
 
 class DecoderLayer(nn.Module):

@@ -39,9 +39,9 @@ from jaxzoo.weights import layers, layout
 
 SHARDING = (
   *clip.SHARDING,
-  (r'^mlm_head/fc/kernel$', (None, 'tensor')),
-  (r'^mlm_head/fc/bias$', ('tensor',)),
-  (r'^classifier/kernel$', (None, 'tensor')),
+  (r'(^|/)mlm_head/fc/kernel$', (None, 'tensor')),
+  (r'(^|/)mlm_head/fc/bias$', ('tensor',)),
+  (r'(^|/)classifier/kernel$', (None, 'tensor')),
 )
 
 

@@ -208,10 +208,9 @@ def _tuples(value: Any) -> Any:
 
 
 def sharding(config) -> tuple:
-  """The rules of the config's network, wherever in a state its arrays lie."""
+  """The rules of the config's network."""
   place = model_card(config.model).builder.partition(':')[0]
-  rules = importlib.import_module(place).SHARDING
-  return tuple((re.sub(r'^\^', '(^|/)', rule), axes) for rule, axes in rules)
+  return importlib.import_module(place).SHARDING
 
 
 def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
