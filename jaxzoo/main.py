@@ -57,7 +57,9 @@ def make_plan(config, examples: int) -> tuple[loop.Plan, int]:
   """The loop's plan and the steps of an epoch, from the config's epochs."""
   epoch = max(1, examples // config.batch_size)
   total = max(1, round(config.epochs * epoch))
-  every = lambda epochs: max(1, round(epochs * epoch)) if epochs else 0
+  # Rounded up: else the last of them would come a step before the end.
+  steps = lambda epochs: math.ceil(round(epochs * epoch, 6))
+  every = lambda epochs: max(1, steps(epochs)) if epochs else 0
   plan = loop.Plan(
     total=total,
     log=config.log_steps,

@@ -106,7 +106,7 @@ NAMES = tuple(SHAPES)
 
 def _pose(rng):
   """A random turn, stretch and shear of the unit circle."""
-  angle, shear = rng.uniform(0, 2 * np.pi), rng.uniform(-0.25, 0.25)
+  angle, shear = rng.uniform(-np.pi, np.pi), rng.uniform(-0.2, 0.2)
   turn = np.array(
     [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
   )
@@ -145,7 +145,7 @@ def _texture(rng, side, colour):
       v = np.cos(angle) * y - np.sin(angle) * x
       pattern = pattern * np.sin(waves * v)
     pattern = 0.5 + 0.5 * pattern
-  other = np.clip(colour + rng.uniform(-90, 90, 3), 0, 255)
+  other = np.clip(colour + rng.uniform(-60, 60, 3), 0, 255)
   return colour + pattern[..., None] * (other - colour).astype(np.float32)
 
 
@@ -154,13 +154,13 @@ def _clutter(canvas, rng, count):
   side = len(canvas)
   for _ in range(count):
     colour, at = _colour(rng).tolist(), rng.uniform(0, side, 2)
-    kind, size = rng.integers(3), side * rng.uniform(0.04, 0.12)
+    kind, size = rng.integers(3), side * rng.uniform(0.04, 0.1)
     if kind == 0:
       _fill(canvas, [at + size * _turns(3) @ _pose(rng)], colour)
     elif kind == 1:
       cv2.circle(canvas, np.int32(at).tolist(), int(size), colour, -1)
     else:
-      end = at + rng.uniform(-0.5, 0.5, 2) * side
+      end = at + rng.uniform(-0.4, 0.4, 2) * side
       width = int(rng.integers(1, 2 + side // 20))
       cv2.line(
         canvas, np.int32(at).tolist(), np.int32(end).tolist(), colour, width
@@ -171,7 +171,7 @@ def _hide(canvas, rng, centre, radius):
   """A bar across a part of the shape."""
   turn = _pose(rng)
   middle = centre + rng.uniform(-0.6, 0.6, 2) * radius
-  length, width = 2.5 * radius, rng.uniform(0.15, 0.4) * radius
+  length, width = 2.5 * radius, rng.uniform(0.15, 0.35) * radius
   corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
   bar = middle + (corners * [length, width] / 2) @ turn
   _fill(canvas, [bar], _colour(rng).tolist())
@@ -184,25 +184,25 @@ def draw(
   side = _FINE * size
   ground = _colour(rng)
   colour = _colour(rng)
-  while np.abs(colour - ground).sum() < 120:
+  while np.abs(colour - ground).sum() < 200:
     colour = _colour(rng)
   canvas = _texture(rng, side, ground).copy(order='C')
-  _clutter(canvas, rng, rng.integers(2, 6))
-  radius = side * rng.uniform(0.22, 0.42)
+  _clutter(canvas, rng, rng.integers(1, 4))
+  radius = side * rng.uniform(0.28, 0.45)
   centre = side / 2 + rng.uniform(-1, 1, 2) * (0.48 * side - radius)
   mask = np.zeros((side, side), np.uint8)
   turn = _pose(rng)
   contours = SHAPES[NAMES[label]]
   _fill(mask, [centre + radius * c @ turn for c in contours], 1)
   np.copyto(canvas, _texture(rng, side, colour), where=mask[..., None] > 0)
-  _clutter(canvas, rng, rng.integers(0, 3))
-  if rng.random() < 0.5:
+  _clutter(canvas, rng, rng.integers(0, 2))
+  if rng.random() < 0.4:
     _hide(canvas, rng, centre, radius)
   small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
   if rng.random() < 0.3:
     small = cv2.GaussianBlur(small, (3, 3), 0.8)
   small = small * rng.uniform(0.7, 1.2)
-  small += rng.normal(0, rng.uniform(3, 14), small.shape)
+  small += rng.normal(0, rng.uniform(2, 10), small.shape)
   return np.clip(small, 0, 255).astype(np.uint8)
 
 
