@@ -19,7 +19,13 @@ from jaxzoo.weights import layout
 from jaxzoo.weights.merge import merge
 from jaxzoo.weights.readers import read_state_dict
 
-__all__ = ['build_model', 'create_model', 'list_models', 'load_weights', 'model_card']
+__all__ = [
+  'build_model',
+  'create_model',
+  'list_models',
+  'load_weights',
+  'model_card',
+]
 
 
 def create_model(

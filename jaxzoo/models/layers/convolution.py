@@ -18,9 +18,10 @@ TORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 def uniform_bias(fan_in: int):
   """Initialiser of PyTorch's default biases: uniform within fan_in^-0.5."""
-  return lambda key, shape, dtype=jnp.float32: nn.initializers.uniform(
-    2 * fan_in**-0.5
-  )(key, shape, dtype) - jnp.asarray(fan_in**-0.5, dtype)
+  return lambda key, shape, dtype=jnp.float32: (
+    nn.initializers.uniform(2 * fan_in**-0.5)(key, shape, dtype)
+    - jnp.asarray(fan_in**-0.5, dtype)
+  )
 
 
 def conv(
