@@ -3,7 +3,8 @@
     python -m jaxzoo.main --config=configs/classification.py
 
 trains a small residual network on the embedded `shapes`, ten kinds in any pose,
-texture and clutter (docs/results.md), in minutes on two CPU cores.
+texture and clutter, in minutes on two CPU cores. They are hard: the recipe has
+not been tuned to them yet, so start with `:digits` to see a result.
 
     --config=configs/classification.py:baseline  without augmentation, label
                                                  smoothing and averaging

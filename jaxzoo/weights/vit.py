@@ -26,6 +26,14 @@ _HUGGING_FACE = {
   'distillation_classifier': 'head_dist',
 }
 _HUGGING_FACE_BLOCK = {
+  # As transformers 5 writes them.
+  'attention.q_proj': 'attn.query',
+  'attention.k_proj': 'attn.key',
+  'attention.v_proj': 'attn.value',
+  'attention.o_proj': 'attn.proj',
+  'mlp.fc1': 'mlp.fc1',
+  'mlp.fc2': 'mlp.fc2',
+  # As transformers 4 did.
   'layernorm_before': 'norm1',
   'attention.attention.query': 'attn.query',
   'attention.attention.key': 'attn.key',
@@ -74,13 +82,16 @@ def canonical(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """
   if any('/encoderblock_' in name for name in state_dict):
     return _fuse(_from_flax(state_dict))
-  if any('encoder.layer.' in name for name in state_dict):
+  if any(
+    'encoder.layer.' in name or '.attention.q_proj.' in name
+    for name in state_dict
+  ):
     return _fuse(_from_hugging_face(state_dict))
   return dict(state_dict)
 
 
 def _from_hugging_face(state_dict):
-  block = re.compile(r'encoder\.layer\.(\d+)\.(.+)')
+  block = re.compile(r'(?:encoder\.layer|layers)\.(\d+)\.(.+)')
   tensors = {}
   for name, value in state_dict.items():
     bare = re.sub(r'^(vit|deit)\.', '', name)
