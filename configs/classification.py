@@ -3,8 +3,8 @@
     python -m jaxzoo.main --config=configs/classification.py
 
 trains a small residual network on the embedded `shapes`, ten kinds in any pose,
-texture and clutter, in minutes on two CPU cores. They are hard: the recipe has
-not been tuned to them yet, so start with `:digits` to see a result.
+texture and clutter: top-1 about 74 % on 2,000 new ones, where the baseline has
+67 % and a linear model 15 % (docs/results.md), in 5 minutes on two CPU cores.
 
     --config=configs/classification.py:baseline  without augmentation, label
                                                  smoothing and averaging
@@ -130,22 +130,21 @@ def small_pictures(config):
 def demo(model='', size=''):
   config = small(model, size)
   config.data.embedded = dict(seed=0, train=4000, test=2000, size=32)
-  config.data.crop_scale = (0.5, 1.0)
-  config.data.random_erase = 0.25
-  config.loss.update(label_smoothing=0.1, mixup=0.2, cutmix=1.0)
+  config.data.crop = 'pad'
+  config.loss.label_smoothing = 0.1
   config.ema = 0.99
   config.batch_size = 64
   config.epochs = 20.0
   config.eval_epochs = config.save_epochs = 5.0
+  config.optim.lr = 3e-3
   config.log_steps = 50
   return config
 
 
 def baseline(model='', size=''):
   config = demo(model, size)
-  config.data.crop = 'none'
-  config.data.flip = config.data.random_erase = 0.0
-  config.loss.update(label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+  config.data.crop, config.data.flip = 'none', 0.0
+  config.loss.label_smoothing = 0.0
   config.ema = 0.0
   return config
 
@@ -157,7 +156,8 @@ def tiny(model='', size=''):
     config.model_options.update(depths=(1, 1), width=8)
   config.data.embedded.update(train=64, test=40, size=16)
   config.evals.knn = dict(kind='knn', split='test')
-  config.loss.mixup_prob = 0.5
+  config.data.random_erase = 0.25
+  config.loss.update(mixup=0.2, cutmix=1.0, mixup_prob=0.5)
   config.optim.lr = 1e-2
   config.optim.warmup_epochs = 0.0
   config.batch_size = 16
