@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxzoo.models.layers.norm import at_least_float32
+
 
 def l2_normalize(
   x: Float[Array, '... d'], epsilon: float = 1e-12
 ) -> Float[Array, '... d']:
-  """x / max(|x|, epsilon) along the last axis, in float32.
+  """x / max(|x|, epsilon) along the last axis, in float32 or wider.
 
   A zero vector stays zero, with a finite gradient rather than NaN.
   """
-  x = x.astype(jnp.float32)
+  x = x.astype(at_least_float32(x))
   squared = jnp.sum(x * x, axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squared, epsilon**2))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxzoo.errors import UserError
+from jaxzoo.models.layers.norm import at_least_float32
 from jaxzoo.models.losses.classification import cross_entropy
 
 
@@ -36,6 +37,34 @@ def soft_distillation(
   log_p = _log_softmax(logits, temperature)
   log_t = _log_softmax(jax.lax.stop_gradient(teacher_logits), temperature)
   return temperature**2 * jnp.mean(jnp.exp(log_t) * (log_t - log_p))
+
+
+def knowledge_distillation(
+  logits: Float[Array, '*b k'],
+  teacher_logits: Float[Array, '*b k'],
+  temperature: float = 4.0,
+) -> Float[Array, '']:
+  """tau² KL(softmax(t / tau) || softmax(z / tau)), the mean over examples.
+
+  Hinton et al., arXiv 1503.02531: the baseline that everything else is held
+  against. Of dense logits [b, h, w, k] every position is an example.
+  """
+  log_p = _log_softmax(logits, temperature)
+  log_t = _log_softmax(jax.lax.stop_gradient(teacher_logits), temperature)
+  divergence = jnp.sum(jnp.exp(log_t) * (log_t - log_p), axis=-1)
+  return temperature**2 * divergence.mean()
+
+
+def feature_matching(
+  features: Float[Array, '*b c'], teacher_features: Float[Array, '*b c']
+) -> Float[Array, '']:
+  """Mean squared error of features that were brought to one shape (FitNets).
+
+  arXiv 1412.6550; the other baseline, for hints of any layer.
+  """
+  wide = lambda x: x.astype(at_least_float32(x))
+  error = wide(features) - jax.lax.stop_gradient(wide(teacher_features))
+  return jnp.mean(error * error)
 
 
 def deit_loss(
@@ -82,4 +111,5 @@ def deit_loss(
 
 
 def _log_softmax(logits, temperature):
-  return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+  wide = logits.astype(at_least_float32(logits))
+  return jax.nn.log_softmax(wide / temperature, axis=-1)
