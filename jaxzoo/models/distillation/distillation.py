@@ -1,0 +1,244 @@
+"""Distillation of classifiers: a frozen teacher, a student, and losses.
+
+Teacher and student are any two networks of `list_models()`; what the student
+takes from the teacher is a list of terms from the config (`terms.py`), added to
+its loss on the labels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxzoo.errors import UserError
+from jaxzoo.models.cards import Built
+from jaxzoo.models.distillation.terms import Outputs, make_terms
+from jaxzoo.models.layers.image import normalize
+from jaxzoo.models.supervised import classification
+from jaxzoo.system import System, averaged, from_loss
+
+SHARDING = ()  # the networks' own, see `sharding`
+
+
+def teacher_config(config):
+  """`config` with the teacher's network in the place of the student's."""
+  own = config.copy_and_resolve_references().unlock()
+  for name in ('model', 'model_options', 'mean', 'std', 'dtype'):
+    own[name] = config.teacher[name]
+  return own
+
+
+def make_teacher(config) -> Built:
+  """The teacher of a config, without variables."""
+  return classification.make_backbone(teacher_config(config))
+
+
+def look(module, image, train: bool = False) -> Outputs:
+  """Everything that a network makes of normalised images [b, h, w, c]."""
+  features = module.features(image, train)
+  logits = module.classify(features.vector, train)
+  heads = jax.tree.leaves(logits)
+  mean = sum(head.astype(jnp.float32) for head in heads) / len(heads)
+  return Outputs(features.maps, features.vector, mean)
+
+
+def build(config, tx: optax.GradientTransformation) -> System:
+  """Distillation; `params` are {'student': ..., 'aux': {term: ...}}.
+
+  `extra['teacher']` holds the teacher's variables, which no gradient reaches,
+  `extra['batch_stats']` the student's and the terms', `extra['calls']` the
+  updates so far. A batch has `image` uint8 [b,h,w,c] and `label` int32 [b], and
+  may have `teacher_logits` [b,k], which then stand for the teacher's. `predict`
+  gives `logits` and `vector` of the student.
+
+  Args:
+    config: as for `classification.build`, of the student; `distill`, the terms
+      by name, see `terms.make_terms`; `teacher`: `model`, `model_options`,
+      `mean`, `std`, `dtype` of its computation, `param_dtype` of what is kept;
+      `loss.base_weight`, of the loss on the labels.
+    tx: the optimizer of student and terms.
+
+  Raises:
+    UserError: an unknown model, field, loss or term.
+  """
+  classification.check_loss(config.loss)
+  student = classification.make_backbone(config).module
+  terms = make_terms(config.distill)
+  teacher = make_teacher(config).module if terms else None
+  compare = classification.LOSSES[config.loss.kind]
+
+  def init(rng, batch):
+    rng, teacher_rng, *keys = jax.random.split(rng, 2 + len(terms))
+    blank = jnp.zeros((1, *batch['image'].shape[1:]))
+    variables = student.init(rng, blank)
+    params = {'student': variables['params'], 'aux': {}}
+    stats = {'student': _stats(variables), 'aux': {}}
+    extra = {'batch_stats': stats, 'calls': jnp.int32(0)}
+    if not terms:
+      return params, extra
+    extra['teacher'] = jax.tree.map(
+      lambda x: x.astype(config.teacher.param_dtype),
+      teacher.init(teacher_rng, blank),
+    )
+    own, taught = (
+      _zeros(module, given, blank)
+      for module, given in ((student, variables), (teacher, extra['teacher']))
+    )
+    for key, (name, term) in zip(keys, terms.items(), strict=True):
+      made = term.init(key, own, taught)
+      params['aux'][name] = made.get('params', {})
+      stats['aux'][name] = _stats(made)
+    return params, extra
+
+  def loss(params, extra, batch, rng):
+    mix_rng, dropout_rng, terms_rng = jax.random.split(rng, 3)
+    image, targets, labels = classification.mixed(batch, mix_rng, config)
+    stats = extra['batch_stats']
+    own, updated = student.apply(
+      _variables(params['student'], stats['student']),
+      normalize(image, config.mean, config.std, jnp.dtype(config.dtype)),
+      True,
+      method=look,
+      rngs={'dropout': dropout_rng},
+      mutable=['batch_stats'],
+    )
+    base = compare(own.logits, targets)
+    right = own.logits.argmax(-1) == labels
+    metrics = {'base': base, 'accuracy': right.mean(dtype=jnp.float32)}
+    value = config.loss.base_weight * base
+    aux = dict(stats['aux'])
+    if terms:
+      taught = _teach(teacher, extra['teacher'], batch, image, config)
+    for i, (name, term) in enumerate(terms.items()):
+      part, more, aux[name] = term.loss(
+        _variables(params['aux'][name], aux[name]),
+        own,
+        taught,
+        jax.random.fold_in(terms_rng, i),
+        extra['calls'],
+      )
+      value += config.distill[name].weight * part
+      metrics |= {name: part}
+      metrics |= {f'{name}/{key}': x for key, x in more.items()}
+    stats = {'student': _stats(updated), 'aux': aux}
+    return value, ({**extra, 'batch_stats': stats}, metrics)
+
+  def predict(params, extra, batch):
+    outputs = student.apply(
+      _variables(params['student'], extra['batch_stats']['student']),
+      normalize(
+        batch['image'], config.mean, config.std, jnp.dtype(config.dtype)
+      ),
+      method=look,
+    )
+    vector = outputs.vector
+    if isinstance(vector, tuple):
+      vector = jnp.concatenate(vector, axis=-1)
+    return {
+      'logits': outputs.logits,
+      'vector': vector.astype(jnp.float32).reshape(vector.shape[0], -1),
+    }
+
+  def advance(params, extra):
+    return params, {**extra, 'calls': extra['calls'] + 1}
+
+  return from_loss(
+    init, loss, predict, tx, advance=advance, microbatches=config.microbatches
+  )
+
+
+def _teach(teacher, variables, batch, image, config) -> Outputs:
+  """The teacher's outputs of the same images; no gradient goes there."""
+  fields = config.teacher
+  outputs = teacher.apply(
+    jax.lax.stop_gradient(variables),
+    normalize(image, fields.mean, fields.std, jnp.dtype(fields.dtype)),
+    method=look,
+  )
+  if 'teacher_logits' in batch:  # then nothing of the teacher's is computed
+    outputs = outputs._replace(logits=batch['teacher_logits'])
+  return jax.lax.stop_gradient(outputs)
+
+
+def _zeros(module, variables, image) -> Outputs:
+  """Blank outputs of the shapes that a network has for an image."""
+  shapes = jax.eval_shape(
+    lambda variables: module.apply(variables, image, method=look), variables
+  )
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _stats(variables) -> dict:
+  return dict(variables.get('batch_stats', {}))
+
+
+def _variables(params, stats) -> dict:
+  return {'params': params, **({'batch_stats': stats} if stats else {})}
+
+
+def sharding(config) -> tuple:
+  """The rules of both networks."""
+  own = classification.sharding(config)
+  taught = classification.sharding(teacher_config(config))
+  return (*own, *(rule for rule in taught if rule not in own))
+
+
+# Weights: a published student, a published teacher, or a run's.
+
+
+def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """A published checkpoint of the student's network as its parameters."""
+  return {'student': classification.convert(state_dict, config)}
+
+
+def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """Statistics of the student's batch norms from a published checkpoint."""
+  stats = classification.convert_extra(state_dict, config)
+  if not stats:
+    return {}
+  return {'batch_stats': {'student': stats['batch_stats']}}
+
+
+def convert_teacher(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """`extra['teacher']` of a published checkpoint of the teacher's network."""
+  return classification.converter(make_teacher(config))(state_dict)
+
+
+def from_stages(states: Mapping[str, tuple[Any, Any]], config):
+  """({}, {'teacher': variables}) of a classifier that was trained before.
+
+  Raises:
+    UserError: it is another network than `config.teacher` says.
+  """
+  if 'teacher' not in states or not config.distill:
+    return {}, {}
+  trained, state = states['teacher']
+  for name in ('model', 'model_options', 'mean', 'std'):
+    there, here = _plain(trained[name]), _plain(config.teacher[name])
+    if there != here:
+      raise UserError(
+        f'stages.teacher was trained with {name}={there}, but '
+        f'teacher.{name}={here}: make them equal'
+      )
+  params, stats = averaged(state)
+  return {}, {'teacher': _variables(params, stats)}
+
+
+def _plain(value):
+  if hasattr(value, 'to_dict'):
+    value = value.to_dict()
+  if isinstance(value, dict):
+    return {key: _plain(x) for key, x in value.items()}
+  return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
+
+
+def fresh(config) -> tuple[str, ...]:
+  """Paths that published weights of the student may lack."""
+  own = [
+    pattern.replace('^', '^student/', 1)
+    for pattern in classification.fresh(config)
+  ]
+  return ('^aux/', *own)

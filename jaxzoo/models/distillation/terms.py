@@ -1,0 +1,240 @@
+"""What a student takes from its teacher: losses with what they need.
+
+A term may have parameters of its own, which the student's optimizer trains and
+nobody needs afterwards.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxzoo.errors import UserError, nearest
+from jaxzoo.models.distillation.diffkd import DiffKD
+from jaxzoo.models.distillation.dist import dist_loss
+from jaxzoo.models.layers.convolution import conv
+from jaxzoo.models.layers.norm import BatchNorm
+from jaxzoo.models.losses.distillation import (
+  feature_matching,
+  knowledge_distillation,
+)
+
+
+class Outputs(NamedTuple):
+  """What a network makes of a batch.
+
+  Attributes:
+    maps: by stage, see `backbones.backbone.Features`.
+    vector: what the classifier takes.
+    logits: float32.
+  """
+
+  maps: dict[str, Float[Array, 'b h w c']]
+  vector: Any
+  logits: Float[Array, 'b k']
+
+
+class Term(NamedTuple):
+  """One loss between student and teacher.
+
+  Attributes:
+    init: (rng, student, teacher) -> its variables; reads only the shapes of
+      both outputs.
+    loss: (variables, student, teacher, rng, calls) -> (scalar, metrics, new
+      batch statistics); `calls` counts the updates so far.
+  """
+
+  init: Callable
+  loss: Callable
+
+
+def make_terms(fields: Mapping) -> dict[str, Term]:
+  """The terms of `config.distill`: name -> its options, `weight` among them.
+
+  Raises:
+    UserError: an unknown term or option.
+  """
+  terms = {}
+  for name, options in fields.items():
+    if name not in TERMS:
+      raise UserError(f'distill: no {name!r}; ' + nearest(name, TERMS))
+    options = {k: v for k, v in options.items() if k != 'weight'}
+    known = inspect.signature(TERMS[name]).parameters
+    for option in options.keys() - set(known):
+      raise UserError(
+        f'distill.{name} has no {option!r}; ' + nearest(option, known)
+      )
+    terms[name] = TERMS[name](**options)
+  return terms
+
+
+def _plain_term(loss: Callable) -> Term:
+  """A loss on both outputs alone: (student, teacher) -> (scalar, metrics)."""
+  return Term(
+    lambda rng, student, teacher: {},
+    lambda variables, student, teacher, rng, calls: (
+      *loss(student, teacher),
+      {},
+    ),
+  )
+
+
+def kd(temperature: float = 4.0) -> Term:
+  """Hinton's divergence of the softened probabilities."""
+  return _plain_term(
+    lambda student, teacher: (
+      knowledge_distillation(student.logits, teacher.logits, temperature),
+      {},
+    )
+  )
+
+
+def dist(
+  beta: float = 1.0,
+  gamma: float = 1.0,
+  temperature: float = 1.0,
+  group_size: int = 0,
+) -> Term:
+  """DIST's relations of the logits; `group_size` 0: over the whole batch."""
+
+  def loss(student, teacher):
+    value, found = dist_loss(
+      student.logits,
+      teacher.logits,
+      beta=beta,
+      gamma=gamma,
+      temperature=temperature,
+      group_size=group_size or None,
+    )
+    return value, found._asdict()
+
+  return _plain_term(loss)
+
+
+class Align(nn.Module):
+  """1x1 convolution and norm to the teacher's channels and map."""
+
+  channels: int
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], size: tuple[int, int]
+  ) -> Float[Array, 'b h2 w2 o']:
+    x = conv(self.channels, 1, name='conv')(x.astype(jnp.float32))
+    x = BatchNorm(name='bn')(x, True)
+    return resized(x, size)
+
+
+def resized(
+  x: Float[Array, 'b h w c'], size: tuple[int, int]
+) -> Float[Array, 'b h2 w2 c']:
+  """`x` bilinearly resized to (height, width), if it has another size."""
+  if x.shape[1:3] == tuple(size):
+    return x
+  return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear')
+
+
+def features(stage: str = 'last', teacher_stage: str = '') -> Term:
+  """FitNets: maps of a stage, aligned by a convolution and a norm."""
+
+  def pair(student, teacher):
+    return (
+      pick(student.maps, stage, 'student'),
+      pick(teacher.maps, teacher_stage or stage, 'teacher'),
+    )
+
+  def init(rng, student, teacher):
+    own, taught = pair(student, teacher)
+    return Align(taught.shape[-1]).init(rng, own, taught.shape[1:3])
+
+  def loss(variables, student, teacher, rng, calls):
+    own, taught = pair(student, teacher)
+    aligned, updated = Align(taught.shape[-1]).apply(
+      variables, own, taught.shape[1:3], mutable=['batch_stats']
+    )
+    return feature_matching(aligned, taught), {}, updated['batch_stats']
+
+  return Term(init, loss)
+
+
+def diffkd(
+  stage: str = 'last',
+  teacher_stage: str = '',
+  code_channels: int = 0,
+  steps: int = 5,
+  logits: bool = True,
+  temperature: float = 1.0,
+) -> Term:
+  """DiffKD of a stage's map, '' for none, and of the logits."""
+
+  def inputs(student, teacher):
+    """name -> (student's, teacher's, fields of the module)."""
+    found = {}
+    if stage:
+      own = pick(student.maps, stage, 'student')
+      taught = pick(teacher.maps, teacher_stage or stage, 'teacher')
+      found['feature'] = (
+        resized(own.astype(jnp.float32), taught.shape[1:3]),
+        taught,
+        dict(kernel_size=3, code_channels=code_channels),
+      )
+    if logits:
+      as_map = lambda x: x[:, None, None]
+      found['logits'] = (
+        as_map(student.logits),
+        as_map(teacher.logits),
+        dict(kernel_size=1, temperature=temperature),
+      )
+    return found
+
+  def module(own, taught, fields):
+    return DiffKD(own.shape[-1], taught.shape[-1], steps=steps, **fields)
+
+  def init(rng, student, teacher):
+    variables = {'params': {}, 'batch_stats': {}}
+    for i, (name, given) in enumerate(inputs(student, teacher).items()):
+      key, own_key = jax.random.split(jax.random.fold_in(rng, i))
+      draws = module(*given).draws(own_key, given[1].shape)
+      made = module(*given).init(key, *given[:2], draws)
+      for collection in variables:
+        variables[collection][name] = made[collection]
+    return variables
+
+  def loss(variables, student, teacher, rng, calls):
+    value, metrics, stats = 0.0, {}, {}
+    for i, (name, given) in enumerate(inputs(student, teacher).items()):
+      net = module(*given)
+      draws = net.draws(jax.random.fold_in(rng, i), given[1].shape)
+      own = {key: tree[name] for key, tree in variables.items()}
+      refined, updated = net.apply(
+        own, *given[:2], draws, mutable=['batch_stats']
+      )
+      stats[name] = updated['batch_stats']
+      value += sum(refined.terms.values())
+      metrics |= {f'{name}_{key}': x for key, x in refined.terms.items()}
+      metrics[f'{name}_gamma'] = refined.gamma.mean()
+    return value, metrics, stats
+
+  return Term(init, loss)
+
+
+def pick(maps: Mapping, stage: str, whose: str) -> Float[Array, 'b h w c']:
+  """The map of a stage by its name; 'last' is the coarsest.
+
+  Raises:
+    UserError: the network has no such stage.
+  """
+  if stage == 'last':
+    return maps[[*maps][-1]]
+  if stage not in maps:
+    raise UserError(
+      f'distill: the {whose} has no stage {stage!r}; ' + nearest(stage, maps)
+    )
+  return maps[stage]
+
+
+TERMS = {make.__name__: make for make in (kd, dist, features, diffkd)}
