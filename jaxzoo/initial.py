@@ -1,4 +1,4 @@
-"""Published weights as the beginning of a run."""
+"""Published weights, and those of earlier runs, as the beginning of a run."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,33 @@ from jaxzoo.system import State
 from jaxzoo.weights.merge import Report, merge
 from jaxzoo.weights.readers import read_state_dict
 
+NOTHING = Report((), (), (), (), ())
 
-def load_weights(config):
-  """(params, extra) of `config.init.weights` in our layout, or None."""
-  if not config.init.weights:
-    return None
-  return convert_weights(read_state_dict(config.init.weights), config)
+
+def load_weights(config, states: Mapping = {}):
+  """(params, extra) that a run begins with, in our layout, or None.
+
+  Published ones of `config.init.weights`; a teacher's of
+  `config.teacher.weights`, by the system's `convert_teacher`; and what its
+  `from_stages` takes of the runs before it.
+
+  Args:
+    config: of the run.
+    states: see `stages.read_states`.
+  """
+  module = catalog.load(config.system)
+  params, extra = {}, {}
+  if config.init.weights:
+    params, extra = convert_weights(
+      read_state_dict(config.init.weights), config
+    )
+  if 'teacher' in config and config.teacher.weights:
+    state_dict = read_state_dict(config.teacher.weights)
+    extra = {**extra, 'teacher': module.convert_teacher(state_dict, config)}
+  if states:
+    more = module.from_stages(states, config)
+    params, extra = {**params, **more[0]}, {**extra, **more[1]}
+  return (params, extra) if params or extra else None
 
 
 def convert_weights(state_dict: Mapping, config) -> tuple[dict, dict]:
@@ -37,14 +58,20 @@ def put_weights(state: State, weights, config) -> tuple[State, Report]:
   """
   params, extra = weights
   own = getattr(catalog.load(config.system), 'fresh', lambda _: ())(config)
-  params, report = merge(state.params, params, fresh=(*config.init.fresh, *own))
-  merged = {
-    name: merge(state.extra[name], loaded, fresh=own)[0]
-    for name, loaded in extra.items()
-  }
-  averages = {'ema': params, 'ema_stats': merged.get('batch_stats')}
+  report, merged, averages = NOTHING, {}, {}
+  if params:
+    params, report = merge(
+      state.params, params, fresh=(*config.init.fresh, *own)
+    )
+    averages['ema'] = params
+    state = state._replace(params=params)
+  for name, loaded in extra.items():
+    merged[name], found = merge(state.extra[name], loaded, fresh=own)
+    if not params:
+      report = Report(*(a + b for a, b in zip(report, found, strict=True)))
+  averages['ema_stats'] = merged.get('batch_stats')
   for name, loaded in averages.items():
     if name in state.extra and loaded is not None:
       # A copy: the state is donated, and no buffer may be donated twice.
       merged[name] = jax.tree.map(jnp.copy, loaded)
-  return state._replace(params=params, extra={**state.extra, **merged}), report
+  return state._replace(extra={**state.extra, **merged}), report

@@ -9,14 +9,22 @@ from etils import epath
 
 from jaxzoo import catalog
 from jaxzoo.errors import UserError
-from jaxzoo.main import build_system
-from jaxzoo.system import State
+from jaxzoo.system import State, System, with_ema
 from jaxzoo.train import checkpoint
 from jaxzoo.train import mesh as meshes
 
 
+def build_system(config, tx) -> System:
+  """The System of a config, trained by the optimizer `tx`."""
+  system = catalog.load(config.system).build(config, tx)
+  return with_ema(system, config.ema) if config.ema else system
+
+
 def read_run(
-  workdir, step: int | str, mesh: jax.sharding.Mesh
+  workdir,
+  step: int | str,
+  mesh: jax.sharding.Mesh,
+  config: ml_collections.ConfigDict | None = None,
 ) -> tuple[ml_collections.ConfigDict, State]:
   """The config of a run and, of one of its states, what `predict` needs.
 
@@ -26,6 +34,8 @@ def read_run(
     step: of a checkpoint; or 'newest', passing over damaged ones; or 'best' by
       the metric that the run's config names in `checkpoint.best`.
     mesh: where the state is to lie.
+    config: instead of the run's own: read by `read_config`, with fields
+      changed that no parameter depends on.
 
   Returns:
     The config, and a state without optimizer, see `checkpoint.read`.
@@ -34,7 +44,7 @@ def read_run(
     UserError: there is no such run or step.
   """
   workdir = epath.Path(workdir).expanduser()
-  config = read_config(workdir)
+  config = config or read_config(workdir)
   directory = workdir / 'checkpoints'
   if step == 'best':
     if not config.checkpoint.best:
@@ -42,7 +52,11 @@ def read_run(
         f'{workdir} does not say what is best (checkpoint.best): give a '
         'number as the step'
       )
-    step = checkpoint.best_step(directory, config.checkpoint.best)
+    step = checkpoint.best_step(
+      directory,
+      config.checkpoint.best,
+      config.checkpoint.get('best_mode', 'max'),
+    )
   elif step == 'newest':
     step = None
   elif not isinstance(step, int):

@@ -214,6 +214,17 @@ def with_ema(system: System, decay: float) -> System:
   return System(init, step, predict)
 
 
+def averaged(state: State) -> tuple[dict, dict]:
+  """(params, batch_stats) of a state as `predict` would use them.
+
+  Copies: what they are put into is donated.
+  """
+  extra = state.extra
+  params = extra.get('ema', state.params)
+  stats = extra.get('ema_stats', extra.get('batch_stats', {}))
+  return jax.tree.map(lambda x: x.copy(), (params, stats))
+
+
 def alternate(
   init: Callable,
   losses: dict[str, Callable],

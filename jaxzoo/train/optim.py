@@ -205,7 +205,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-OPTIMIZERS = ('adam', 'adamw', 'muon', 'sgd')
+OPTIMIZERS = ('adam', 'adamw', 'muon', 'rmsprop', 'sgd')
 
 # What of an array is the matrix that Muon orthogonalises: its input axes and
 # its output axes, counted from the end so that a stack of layers is a stack of
@@ -254,13 +254,15 @@ def make_optimizer(
       L2 regularisation), 'adamw' (decoupled: added to the update, scaled by
       the learning rate alone), 'muon' (decoupled; orthogonalised momentum for
       the matrices, scaled to the size of Adam's updates so that one rate
-      serves both, arXiv 2502.16982, and Adam for the rest) or 'sgd' (L2, with
-      momentum).
+      serves both, arXiv 2502.16982, and Adam for the rest), 'rmsprop' (L2;
+      TensorFlow's, of mobile networks: squares start at 1, `eps` is inside
+      the root, momentum adds up steps that the learning rate has scaled) or
+      'sgd' (L2, with momentum).
     learning_rate: a number or a schedule step -> rate.
     b1: decay of Adam's first moment.
-    b2: decay of Adam's second moment.
+    b2: decay of Adam's second moment, and of RMSprop's squares.
     eps: added to the square root of Adam's second moment.
-    momentum: of SGD; 0 switches it off.
+    momentum: of SGD and RMSprop; 0 switches it off.
     nesterov: of SGD.
     weight_decay: times the group's `decay`.
     clip_norm: largest global norm of the gradient; 0 switches clipping off.
@@ -285,6 +287,8 @@ def make_optimizer(
   decay = add_decay(weight_decay, groups)
   if name == 'sgd':
     moments = optax.trace(momentum, nesterov) if momentum else optax.identity()
+  elif name == 'rmsprop':
+    moments = optax.scale_by_rms(b2, eps, initial_scale=1.0, eps_in_sqrt=True)
   elif name == 'muon':
     # A rate of -1 takes back the sign that muon gives to its updates: here the
     # last transform of the chain does that.
@@ -308,6 +312,7 @@ def make_optimizer(
     scale_by_group(groups),
     *([scale_by_layer(layer_decay)] if layer_decay < 1 else []),
     optax.scale_by_learning_rate(learning_rate),
+    *([optax.trace(momentum)] if name == 'rmsprop' and momentum else []),
   )
   if not any(fields.get('frozen') for _, fields in groups):
     return trained
@@ -324,6 +329,7 @@ def make_optimizer(
 SCHEDULES = (
   'constant',
   'cosine',
+  'cosine_after_first',
   'cosine_whole',
   'linear',
   'step',
@@ -349,12 +355,16 @@ def factor(
   For progress e < warmup: warmup_factor (1 - e/warmup) + e/warmup. After it,
   with r = (e - warmup) / (total - warmup) in [0, 1]: cosine (1 + cos(pi r))/2,
   linear 1 - r, poly (1 - r)^power, exp power^r, constant 1. cosine_whole:
-  (1 + cos(pi e / total))/2, whose beginning the warm-up hides (DeiT). step:
+  (1 + cos(pi e / total))/2, whose beginning the warm-up hides (DeiT).
+  cosine_after_first: cosine, but 1 for e < 1, as in loops that set the rate
+  after each epoch for the next (CARD). step:
   gamma^(milestones passed), also while warming up. poly_as_released is the
   power^(1 - r) of IRRA's code, which rises from `power` to 1: for comparison
   with runs of that code only. (Schedules of IRRA, arXiv 2303.12501.)
   """
   drop = gamma ** bisect.bisect_right(list(milestones), progress)
+  if name == 'cosine_after_first' and progress < 1:
+    return 1.0
   if progress < warmup:
     part = progress / warmup
     rise = warmup_factor * (1 - part) + part
@@ -363,6 +373,7 @@ def factor(
   return {
     'constant': 1.0,
     'cosine': (1 + math.cos(math.pi * rest)) / 2,
+    'cosine_after_first': (1 + math.cos(math.pi * rest)) / 2,
     'cosine_whole': (1 + math.cos(math.pi * min(1.0, progress / total))) / 2,
     'linear': 1 - rest,
     'step': drop,

@@ -101,6 +101,8 @@ def _place(value: np.ndarray, leaf) -> jax.Array:
   sharding = getattr(leaf, 'sharding', None)
   if sharding is None:
     return jnp.asarray(value, leaf.dtype)
+  if isinstance(value, jax.Array):  # of another run, perhaps on many hosts
+    return jax.device_put(value.astype(leaf.dtype), sharding)
   return jax.make_array_from_callback(
     tuple(leaf.shape),
     sharding,

@@ -250,7 +250,7 @@ def test_accuracy_is_on_the_label_with_the_larger_share():
   config = tiny()
   config.loss.update(mixup=1.0, cutmix=0.0, mixup_prob=1.0)
   batch = batch_of(config)
-  mixed = jax.jit(lambda *x: classification._mixed(*x, config))
+  mixed = jax.jit(lambda *x: classification.mixed(*x, config))
   for key in KEYS[:6]:
     image, targets, labels = mixed(batch, key)
     best = np.asarray(targets).argmax(1)

@@ -25,6 +25,8 @@ from jaxzoo.models.losses.classification import (
   cross_entropy,
   mix,
   mixing_weights,
+  mixup_share,
+  ramped_alpha,
   soft_targets,
   spread_targets,
 )
@@ -96,14 +98,17 @@ def build(config, tx: optax.GradientTransformation) -> System:
       itself); `label_smoothing`, over `smoothed`, 'all' classes or the
       'others'; `mixup` and `cutmix`, the parameters of their Beta
       distributions, 0 for off; `mixup_switch`, the probability of CutMix where
-      both are on; `mixup_prob`, of mixing a batch at all. With microbatches,
-      the images of a part are mixed with each other.
+      both are on; `mixup_prob`, of mixing a batch at all; `mixup_ramp`, epochs
+      over which the parameter of mixup alone grows from 0 (`epochs` and
+      `total_steps` say which one it is; `extra['steps']` counts). With
+      microbatches, the images of a part are mixed with each other.
     tx: the optimizer.
 
   Raises:
     UserError: an unknown model, field or loss.
   """
-  _check_loss(config.loss)
+  check_loss(config.loss)
+  _check_ramp(config.loss)
   module = make_backbone(config).module
   compare = LOSSES[config.loss.kind]
   prepare = lambda image: normalize(
@@ -113,13 +118,19 @@ def build(config, tx: optax.GradientTransformation) -> System:
   def init(rng, batch):
     blank = jnp.zeros((1, *batch['image'].shape[1:]))
     variables = module.init(rng, blank)
-    return variables['params'], _statistics(variables)
+    counted = {'steps': jnp.int32(0)} if config.loss.mixup_ramp else {}
+    return variables['params'], {**statistics(variables), **counted}
+
+  def count(params, extra):
+    return params, {**extra, 'steps': extra['steps'] + 1}
 
   def loss(params, extra, batch, rng):
     mix_rng, dropout_rng = jax.random.split(rng)
-    image, targets, labels = _mixed(batch, mix_rng, config)
+    image, targets, labels = mixed(
+      batch, mix_rng, config, extra.get('steps')
+    )
     logits, updated = module.apply(
-      {'params': params, **_statistics(extra)},
+      {'params': params, **statistics(extra)},
       prepare(image),
       True,
       rngs={'dropout': dropout_rng},
@@ -133,7 +144,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
   def predict(params, extra, batch):
     vector, logits = module.apply(
-      {'params': params, **_statistics(extra)},
+      {'params': params, **statistics(extra)},
       prepare(batch['image']),
       method=_vector_and_logits,
     )
@@ -149,10 +160,17 @@ def build(config, tx: optax.GradientTransformation) -> System:
       ),
     }
 
-  return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
+  return from_loss(
+    init,
+    loss,
+    predict,
+    tx,
+    advance=count if config.loss.mixup_ramp else None,
+    microbatches=config.microbatches,
+  )
 
 
-def _check_loss(fields) -> None:
+def check_loss(fields) -> None:
   """Raises UserError for fields of `config.loss` that no loss can have."""
   for name, known in (('kind', LOSSES), ('smoothed', TARGETS)):
     if fields[name] not in known:
@@ -167,22 +185,43 @@ def _check_loss(fields) -> None:
       raise UserError(f'loss.{name}={fields[name]}: it must not be negative')
 
 
-def _mixed(batch, rng, config):
-  """(images, targets [b,k], labels with the larger share) of a batch."""
+def _check_ramp(fields) -> None:
+  ramp = fields.mixup_ramp
+  if ramp < 0:
+    raise UserError(f'loss.mixup_ramp={ramp}: it must not be negative')
+  if ramp and (fields.cutmix or fields.mixup_prob < 1):
+    raise UserError(
+      f'loss.mixup_ramp={ramp} is of mixup alone: set loss.cutmix=0 and '
+      'loss.mixup_prob=1'
+    )
+
+
+def mixed(batch, rng, config, steps=None):
+  """(images, targets [b,k], labels with the larger share) of a batch.
+
+  `steps` done so far are given where mixup comes in slowly.
+  """
   image, labels, fields = batch['image'], batch['label'], config.loss
   targets = TARGETS[fields.smoothed](
     labels, config.num_classes, fields.label_smoothing
   )
   if fields.mixup or fields.cutmix:
-    weights = mixing_weights(
-      rng,
-      *image.shape[1:3],
-      mixup=fields.mixup,
-      cutmix=fields.cutmix,
-      switch=fields.mixup_switch,
-      prob=fields.mixup_prob,
-    )
-    share = weights.mean()
+    if steps is not None:
+      epoch = jnp.floor(steps * (config.epochs / max(config.total_steps, 1)))
+      share = mixup_share(
+        rng, ramped_alpha(epoch, fields.mixup, fields.mixup_ramp)
+      )
+      weights = jnp.full(image.shape[1:3], share)
+    else:
+      weights = mixing_weights(
+        rng,
+        *image.shape[1:3],
+        mixup=fields.mixup,
+        cutmix=fields.cutmix,
+        switch=fields.mixup_switch,
+        prob=fields.mixup_prob,
+      )
+      share = weights.mean()
     image = mix(image.astype(jnp.float32) / 255, weights[..., None])
     targets = mix(targets, share)
     labels = jnp.where(share >= 0.5, labels, labels[::-1])
@@ -194,7 +233,7 @@ def _vector_and_logits(module, image):
   return vector, module.classify(vector)
 
 
-def _statistics(variables) -> dict:
+def statistics(variables) -> dict:
   return {
     name: variables[name] for name in ('batch_stats',) if name in variables
   }
@@ -213,6 +252,22 @@ def sharding(config) -> tuple:
   return importlib.import_module(place).SHARDING
 
 
+def channel_groups(config) -> tuple:
+  """The channels of the config's network that structured pruning may remove.
+
+  Raises:
+    UserError: its family exports none.
+  """
+  place = model_card(config.model).builder.partition(':')[0]
+  export = getattr(importlib.import_module(place), 'channel_groups', None)
+  if export is None:
+    raise UserError(
+      f'model={config.model}: its channels cannot be pruned, for it exports '
+      'no channel groups; residual and mobile networks and ViT do'
+    )
+  return export(make_backbone(config).module)
+
+
 def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """Published weights of the config's network as parameters.
 
@@ -224,7 +279,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
 
 def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """What `extra` takes from published weights: statistics of batch norms."""
-  return _statistics(_converted(state_dict, config))
+  return statistics(_converted(state_dict, config))
 
 
 def _converted(state_dict, config) -> dict:
