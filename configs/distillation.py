@@ -49,6 +49,7 @@ def common(base, teacher):
   """
   config = catalog.get_config(base).unlock()
   config.system = 'distillation'
+  config.task = 'classification'
   config.loss.base_weight = 1.0  # of the loss on the labels
   config.distill = ml_collections.ConfigDict()  # term: {weight, options}
   config.teacher = dict(
@@ -91,8 +92,10 @@ def baseline():
 
 def tiny():
   config = small('classification:tiny', 'classification:tiny')
+  config.model_options.width *= 2  # the teacher's: it learns in few steps
   config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
   config.data.random_erase = 0.0
+  config.optim.lr = 2e-2
   config.distill.kd = dict(weight=1.0, temperature=4.0)
   return config
 

@@ -51,7 +51,7 @@ def run_stages(
     folders[name] = workdir / name
     if not (folders[name] / 'result.json').exists():
       say(f'first {name}: {fields.config}')
-      train(_config(name, fields), folders[name])
+      train(_config(name, fields, folders), folders[name])
   return folders
 
 
@@ -64,7 +64,8 @@ def _given(name: str, folder: epath.Path) -> epath.Path:
   return folder
 
 
-def _config(name: str, fields):
+def _config(name: str, fields, folders):
+  """The config of a stage; stages of its own that are done are not repeated."""
   config = catalog.get_config(fields.config).copy_and_resolve_references()
   for key, value in fields.fields:
     if isinstance(value, list):  # of a config that was read back
@@ -77,6 +78,8 @@ def _config(name: str, fields):
         f'stages.{name}: {fields.config} has no such field {key}={value!r}; '
         + nearest(key, known)
       ) from error
+  for own in config.stages.keys() & folders.keys():
+    config.stages[own].run = str(folders[own])
   return config.lock()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from jaxzoo.data.transforms import (
   INTERPOLATIONS,
@@ -169,6 +169,30 @@ def grayscale(channels: int = 3, p: float = 1.0) -> Transform:
       return record
     gray = luma(record['image'])[..., None]
     return {**record, 'image': np.repeat(gray, channels, axis=-1)}
+
+  return transform
+
+
+def gaussian_blur(
+  sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5
+) -> Transform:
+  """Blurred with a standard deviation uniform in `sigma` pixels.
+
+  Pillow's approximation, which contrastive recipes have used since SimCLR.
+  """
+  check_probability('gaussian_blur', p)
+  if not 0 <= sigma[0] <= sigma[1]:
+    raise UserError(
+      f'gaussian_blur: sigma={sigma} is no rising pair of numbers from 0'
+    )
+
+  def transform(record, rng):
+    if rng.random() >= p:
+      return record
+    radius = rng.uniform(*sigma)
+    image = Image.fromarray(record['image'])
+    blurred = image.filter(ImageFilter.GaussianBlur(radius))
+    return {**record, 'image': np.asarray(blurred)}
 
   return transform
 

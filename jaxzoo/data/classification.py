@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from jaxzoo.data import augment, shapes, transforms
+from jaxzoo.data.autoaugment import POLICIES, auto_augment
 from jaxzoo.data.pipeline import Data
 from jaxzoo.data.randaugment import rand_augment
 from jaxzoo.data.sources import labelled
@@ -19,6 +20,22 @@ CROPS = ('none', 'pad', 'random_resized')
 
 
 def read_source(config, split: str):
+  """`open_source`, with as many classes as the config says.
+
+  Raises:
+    UserError: anything wrong with the files, or classes other than the
+      config's `num_classes`.
+  """
+  source = open_source(config, split)
+  if len(source.names) != config.num_classes:
+    raise UserError(
+      f'{source!r} has {len(source.names)} classes, but num_classes='
+      f'{config.num_classes}: set --config.num_classes={len(source.names)}'
+    )
+  return source
+
+
+def open_source(config, split: str):
   """A split of the config's data set, a source of `sources/labelled.py`.
 
   Reads of `config.data`: `dataset`; `root`, the folder (of TFDS its
@@ -26,8 +43,7 @@ def read_source(config, split: str):
   folder; `embedded`, the settings of `shapes`.
 
   Raises:
-    UserError: anything wrong with the files, or classes other than the
-      config's `num_classes`.
+    UserError: anything wrong with the files.
   """
   data = config.data
   if data.dataset not in DATASETS:
@@ -39,7 +55,7 @@ def read_source(config, split: str):
       f'data.root is empty: say where {data.dataset} lies with '
       '--config.data.root=DIR'
     )
-  source = _open(
+  return _open(
     data.dataset,
     split,
     data.root,
@@ -48,12 +64,6 @@ def read_source(config, split: str):
     data.cache_images,
     tuple(sorted(data.embedded.items())),
   )
-  if len(source.names) != config.num_classes:
-    raise UserError(
-      f'{source!r} has {len(source.names)} classes, but num_classes='
-      f'{config.num_classes}: set --config.num_classes={len(source.names)}'
-    )
-  return source
 
 
 # An evaluation and the training may use the same files; listing those of
@@ -80,8 +90,8 @@ def train_transforms(config) -> tuple[Transform, ...]:
 
   Reads of `config.data`: `crop`, 'random_resized' (with `crop_scale`,
   `crop_ratio`, `interpolation`), 'pad' (resized, then shifted by up to `pad`
-  pixels over a margin of `padding`) or 'none'; `flip`; `randaugment`, '' for
-  none; `color_jitter`, of brightness, contrast and saturation;
+  pixels over a margin of `padding`) or 'none'; `flip`; `randaugment`, as timm
+  writes it, or a policy of AutoAugment, or '' for none; `color_jitter`, of brightness, contrast and saturation;
   `random_erase`, the probability of a rectangle of noise.
   """
   data, (height, width) = config.data, config.image_size
@@ -106,7 +116,8 @@ def train_transforms(config) -> tuple[Transform, ...]:
   steps.append(transforms.flip(data.flip))
   if data.randaugment:
     fill = np.broadcast_to(config.mean, 3)
-    steps.append(rand_augment(data.randaugment, data.interpolation, fill))
+    found = auto_augment if data.randaugment in POLICIES else rand_augment
+    steps.append(found(data.randaugment, data.interpolation, fill))
   if data.color_jitter:
     steps.append(augment.color_jitter(*3 * [data.color_jitter]))
   if data.random_erase:
@@ -118,7 +129,7 @@ def train_transforms(config) -> tuple[Transform, ...]:
         value=augment.noise(config.mean, config.std),
       )
     )
-  return (*steps, *_channels(config))
+  return (*steps, *channels(config))
 
 
 def middle(config) -> tuple[Transform, ...]:
@@ -146,7 +157,7 @@ def middle(config) -> tuple[Transform, ...]:
   )
 
 
-def _channels(config) -> tuple[Transform, ...]:
+def channels(config) -> tuple[Transform, ...]:
   """What brings pictures to `in_chans`."""
   if config.in_chans not in (1, 3):
     raise UserError(f'in_chans={config.in_chans}: pictures have 1 or 3')
@@ -165,8 +176,12 @@ def train_data(config) -> Data:
 
 def eval_data(config, split: str) -> Data:
   """Every picture of a split once, as at test time."""
-  steps = (*middle(config), *_channels(config))
-  return Data(read_source(config, split), steps)
+  return Data(read_source(config, split), eval_transforms(config))
+
+
+def eval_transforms(config) -> tuple[Transform, ...]:
+  """The middle of a picture, as at test time."""
+  return (*middle(config), *channels(config))
 
 
 def example_batch(config) -> dict[str, np.ndarray]:

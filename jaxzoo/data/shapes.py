@@ -36,14 +36,27 @@ _SHIFT = 4  # fractional bits of OpenCV's coordinates
 class Settings(NamedTuple):
   """What to draw. The same settings give the same pictures.
 
-  `train` and `test` are numbers of pictures, in which the classes take turns;
-  `size` is the side in pixels.
+  Attributes:
+    seed: of everything that is random.
+    train: pictures to train on, in which the classes take turns.
+    test: likewise, others to test on.
+    size: side in pixels.
+    turn: the most that a shape is turned to either side, in degrees.
+    clutter: how much of the small things around a shape is drawn, in [0, 1].
+    hidden: share of the pictures with a bar across a part of the shape.
+    texture: whether ground and shape have patterns, or one colour each.
+    bright: whether the shape is always the brighter one of the two.
   """
 
   seed: int = 0
   train: int = 4000
   test: int = 2000
   size: int = 32
+  turn: float = 180.0
+  clutter: float = 1.0
+  hidden: float = 0.4
+  texture: bool = True
+  bright: bool = False
 
 
 def _turns(count, radius=1.0, phase=0.0):
@@ -104,9 +117,10 @@ SHAPES = {
 NAMES = tuple(SHAPES)
 
 
-def _pose(rng):
+def random_pose(rng, turn=180.0):
   """A random turn, stretch and shear of the unit circle."""
-  angle, shear = rng.uniform(-np.pi, np.pi), rng.uniform(-0.2, 0.2)
+  most = np.pi * turn / 180
+  angle, shear = rng.uniform(-most, most), rng.uniform(-0.2, 0.2)
   turn = np.array(
     [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
   )
@@ -114,13 +128,13 @@ def _pose(rng):
   return turn @ np.array([[1, shear], [0, 1]]) @ stretch
 
 
-def _fill(canvas, contours, colour):
+def fill(canvas, contours, colour):
   """Fills contours [n, 2] given in pixels; overlaps of two are holes."""
   fixed = [np.round(c * 2**_SHIFT).astype(np.int32) for c in contours]
   cv2.fillPoly(canvas, fixed, colour, shift=_SHIFT)
 
 
-def _colour(rng):
+def random_colour(rng):
   """Any hue, neither black nor white."""
   hsv = np.uint8(
     [[[rng.integers(180), rng.integers(40, 230), rng.integers(60, 240)]]]
@@ -128,7 +142,7 @@ def _colour(rng):
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
-def _texture(rng, side, colour):
+def texture(rng, side, colour):
   """`colour` mixed with another one in a pattern, float32 [side, side, 3]."""
   kind = rng.integers(4)
   if kind == 0:
@@ -149,14 +163,14 @@ def _texture(rng, side, colour):
   return colour + pattern[..., None] * (other - colour).astype(np.float32)
 
 
-def _clutter(canvas, rng, count):
+def clutter(canvas, rng, count):
   """Small triangles, dots and lines."""
   side = len(canvas)
   for _ in range(count):
-    colour, at = _colour(rng).tolist(), rng.uniform(0, side, 2)
+    colour, at = random_colour(rng).tolist(), rng.uniform(0, side, 2)
     kind, size = rng.integers(3), side * rng.uniform(0.04, 0.1)
     if kind == 0:
-      _fill(canvas, [at + size * _turns(3) @ _pose(rng)], colour)
+      fill(canvas, [at + size * _turns(3) @ random_pose(rng)], colour)
     elif kind == 1:
       cv2.circle(canvas, np.int32(at).tolist(), int(size), colour, -1)
     else:
@@ -169,34 +183,42 @@ def _clutter(canvas, rng, count):
 
 def _hide(canvas, rng, centre, radius):
   """A bar across a part of the shape."""
-  turn = _pose(rng)
+  turn = random_pose(rng)
   middle = centre + rng.uniform(-0.6, 0.6, 2) * radius
   length, width = 2.5 * radius, rng.uniform(0.15, 0.35) * radius
   corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
   bar = middle + (corners * [length, width] / 2) @ turn
-  _fill(canvas, [bar], _colour(rng).tolist())
+  fill(canvas, [bar], random_colour(rng).tolist())
 
 
 def draw(
-  label: int, rng: np.random.Generator, size: int
+  label: int, rng: np.random.Generator, settings: Settings = Settings()
 ) -> UInt8[np.ndarray, 'n n 3']:
   """A picture of the class NAMES[label]."""
-  side = _FINE * size
-  ground = _colour(rng)
-  colour = _colour(rng)
+  size, side = settings.size, _FINE * settings.size
+  pieces = lambda low, high: round(settings.clutter * rng.integers(low, high))
+  paint = lambda colour: (
+    texture(rng, side, colour)
+    if settings.texture
+    else np.broadcast_to(colour, (side, side, 3))
+  )
+  ground = random_colour(rng)
+  colour = random_colour(rng)
   while np.abs(colour - ground).sum() < 200:
-    colour = _colour(rng)
-  canvas = _texture(rng, side, ground).copy(order='C')
-  _clutter(canvas, rng, rng.integers(1, 4))
+    colour = random_colour(rng)
+  if settings.bright and colour.sum() < ground.sum():
+    ground, colour = colour, ground
+  canvas = paint(ground).copy(order='C')
+  clutter(canvas, rng, pieces(1, 4))
   radius = side * rng.uniform(0.28, 0.45)
   centre = side / 2 + rng.uniform(-1, 1, 2) * (0.48 * side - radius)
   mask = np.zeros((side, side), np.uint8)
-  turn = _pose(rng)
+  turn = random_pose(rng, settings.turn)
   contours = SHAPES[NAMES[label]]
-  _fill(mask, [centre + radius * c @ turn for c in contours], 1)
-  np.copyto(canvas, _texture(rng, side, colour), where=mask[..., None] > 0)
-  _clutter(canvas, rng, rng.integers(0, 2))
-  if rng.random() < 0.4:
+  fill(mask, [centre + radius * c @ turn for c in contours], 1)
+  np.copyto(canvas, paint(colour), where=mask[..., None] > 0)
+  clutter(canvas, rng, pieces(0, 2))
+  if rng.random() < settings.hidden:
     _hide(canvas, rng, centre, radius)
   small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
   if rng.random() < 0.3:
@@ -213,9 +235,7 @@ def make(
   number = SPLITS.index(split)
   labels = np.arange(getattr(settings, split), dtype=np.int32) % len(NAMES)
   images = [
-    draw(
-      label, np.random.default_rng((settings.seed, number, i)), settings.size
-    )
+    draw(label, np.random.default_rng((settings.seed, number, i)), settings)
     for i, label in enumerate(labels)
   ]
   return np.stack(images), labels
@@ -262,5 +282,10 @@ def _check(settings, split):
       raise UserError(
         f'shapes: {name}={value}, it must be an integer from {low} up'
       )
+  most = {'turn': 180, 'clutter': 1, 'hidden': 1}
+  for name, high in most.items():
+    value = getattr(settings, name)
+    if not 0 <= value <= high:
+      raise UserError(f'shapes: {name}={value}, it must be in [0, {high}]')
   if split not in SPLITS:
     raise UserError(f'shapes: no split {split!r}; there are train and test')

@@ -76,7 +76,7 @@ def test_cached_logits_stand_for_the_teachers():
   config.loss.update(mixup=0.0, cutmix=0.0)
   system, state = start(config)
   image = BATCH['image'].astype(np.float32)
-  logits = distillation.make_teacher(config).module.apply(
+  logits = distillation.make_teacher(config).apply(
     state.extra['teacher'],
     (image / 255 - np.array(config.mean)) / np.array(config.std),
   )
@@ -115,7 +115,9 @@ def test_published_weights_go_to_the_student_and_to_the_teacher(tmp_path):
   for own, name in ((config, 'student'), (config, 'teacher')):
     make = {
       'student': classification.make_backbone,
-      'teacher': distillation.make_teacher,
+      'teacher': lambda config: classification.make_backbone(
+        distillation.teacher_config(config)
+      ),
     }[name]
     built = make(own)
     variables = jax.jit(built.module.init)(

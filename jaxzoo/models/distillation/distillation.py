@@ -1,23 +1,22 @@
-"""Distillation of classifiers: a frozen teacher, a student, and losses.
+"""Distillation: a frozen teacher, a student, and losses between them.
 
 Teacher and student are any two networks of `list_models()`; what the student
 takes from the teacher is a list of terms from the config (`terms.py`), added to
 its loss on the labels.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxzoo.errors import UserError
-from jaxzoo.models.cards import Built
+from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.distillation.terms import Outputs, make_terms
 from jaxzoo.models.layers.image import normalize
-from jaxzoo.models.supervised import classification
+from jaxzoo.models.supervised import classification, segmentation
 from jaxzoo.system import System, averaged, from_loss
 
 SHARDING = ()  # the networks' own, see `sharding`
@@ -31,31 +30,101 @@ def teacher_config(config):
   return own
 
 
-def make_teacher(config) -> Built:
-  """The teacher of a config, without variables."""
-  return classification.make_backbone(teacher_config(config))
+class Task(NamedTuple):
+  """What networks of a task are for.
+
+  Attributes:
+    make: config -> module.
+    look: (module, normalised images, train) -> Outputs.
+    targets: (batch, rng, config) -> (images, what `base` takes).
+    base: (outputs, targets, config) -> (loss on the labels, metrics).
+    answer: (outputs, image) -> what `predict` gives.
+  """
+
+  make: Callable
+  look: Callable
+  targets: Callable
+  base: Callable
+  answer: Callable
 
 
-def look(module, image, train: bool = False) -> Outputs:
-  """Everything that a network makes of normalised images [b, h, w, c]."""
+def _classify(module, image, train: bool = False) -> Outputs:
   features = module.features(image, train)
   logits = module.classify(features.vector, train)
   heads = jax.tree.leaves(logits)
   mean = sum(head.astype(jnp.float32) for head in heads) / len(heads)
-  return Outputs(features.maps, features.vector, mean)
+  vectors = [
+    x.astype(jnp.float32).reshape(x.shape[0], -1)
+    for x in jax.tree.leaves(features.vector)
+  ]
+  return Outputs(features.maps, jnp.concatenate(vectors, axis=-1), mean)
+
+
+def _mixed(batch, rng, config):
+  image, targets, labels = classification.mixed(batch, rng, config)
+  return image, (targets, labels)
+
+
+def _label_loss(outputs, targets, config):
+  targets, labels = targets
+  compare = classification.LOSSES[config.loss.kind]
+  right = outputs.logits.argmax(-1) == labels
+  return (
+    compare(outputs.logits, targets),
+    {'accuracy': right.mean(dtype=jnp.float32)},
+  )
+
+
+def _segment(module, image, train: bool = False) -> Outputs:
+  levels, logits = module(image, train)
+  return Outputs(levels, None, logits.astype(jnp.float32))
+
+
+def _pixel_loss(outputs, classes, config):
+  del config
+  value, right = segmentation.pixel_loss(outputs.logits, classes)
+  return value, {'pixel_accuracy': right}
+
+
+TASKS = {
+  'classification': Task(
+    make=lambda config: classification.make_backbone(config).module,
+    look=_classify,
+    targets=_mixed,
+    base=_label_loss,
+    answer=lambda outputs, image: {
+      'logits': outputs.logits,
+      'vector': outputs.vector,
+    },
+  ),
+  'segmentation': Task(
+    make=segmentation.make_segmenter,
+    look=_segment,
+    targets=lambda batch, rng, config: (batch['image'], batch['classes']),
+    base=_pixel_loss,
+    answer=lambda outputs, image: {
+      'classes': segmentation.predicted(outputs.logits, image.shape[1:3])
+    },
+  ),
+}
+
+
+def make_teacher(config):
+  """The teacher's module."""
+  return TASKS[config.task].make(teacher_config(config))
 
 
 def build(config, tx: optax.GradientTransformation) -> System:
   """Distillation; `params` are {'student': ..., 'aux': {term: ...}}.
 
   `extra['teacher']` holds the teacher's variables, which no gradient reaches,
-  `extra['batch_stats']` the student's and the terms', `extra['calls']` the
-  updates so far. A batch has `image` uint8 [b,h,w,c] and `label` int32 [b], and
-  may have `teacher_logits` [b,k], which then stand for the teacher's. `predict`
-  gives `logits` and `vector` of the student.
+  `extra['frozen']` what terms have learned before, `extra['batch_stats']` the student's and the terms', `extra['calls']` the
+  updates so far. Batches and what `predict` gives are those of the student's
+  task; a batch may have `teacher_logits`, which then stand for the teacher's.
 
   Args:
-    config: as for `classification.build`, of the student; `distill`, the terms
+    config: `task`, 'classification' or 'segmentation'; as for its `build`, of
+      the student; `distill`, the terms
       by name, see `terms.make_terms`; `teacher`: `model`, `model_options`,
       `mean`, `std`, `dtype` of its computation, `param_dtype` of what is kept;
       `loss.base_weight`, of the loss on the labels.
@@ -64,11 +133,14 @@ def build(config, tx: optax.GradientTransformation) -> System:
   Raises:
     UserError: an unknown model, field, loss or term.
   """
-  classification.check_loss(config.loss)
-  student = classification.make_backbone(config).module
+  if config.task not in TASKS:
+    raise UserError(f'task: no {config.task!r}; ' + nearest(config.task, TASKS))
+  task = TASKS[config.task]
+  if config.task == 'classification':
+    classification.check_loss(config.loss)
+  student = task.make(config)
   terms = make_terms(config.distill)
-  teacher = make_teacher(config).module if terms else None
-  compare = classification.LOSSES[config.loss.kind]
+  teacher = make_teacher(config) if terms else None
 
   def init(rng, batch):
     rng, teacher_rng, *keys = jax.random.split(rng, 2 + len(terms))
@@ -84,37 +156,41 @@ def build(config, tx: optax.GradientTransformation) -> System:
       teacher.init(teacher_rng, blank),
     )
     own, taught = (
-      _zeros(module, given, blank)
+      _zeros(module, task.look, given, blank)
       for module, given in ((student, variables), (teacher, extra['teacher']))
     )
+    extra['frozen'] = {}
     for key, (name, term) in zip(keys, terms.items(), strict=True):
       made = term.init(key, own, taught)
       params['aux'][name] = made.get('params', {})
       stats['aux'][name] = _stats(made)
+      extra['frozen'][name] = made.get('frozen', {})
     return params, extra
 
   def loss(params, extra, batch, rng):
     mix_rng, dropout_rng, terms_rng = jax.random.split(rng, 3)
-    image, targets, labels = classification.mixed(batch, mix_rng, config)
+    image, targets = task.targets(batch, mix_rng, config)
     stats = extra['batch_stats']
     own, updated = student.apply(
       _variables(params['student'], stats['student']),
       normalize(image, config.mean, config.std, jnp.dtype(config.dtype)),
       True,
-      method=look,
+      method=task.look,
       rngs={'dropout': dropout_rng},
       mutable=['batch_stats'],
     )
-    base = compare(own.logits, targets)
-    right = own.logits.argmax(-1) == labels
-    metrics = {'base': base, 'accuracy': right.mean(dtype=jnp.float32)}
+    base, metrics = task.base(own, targets, config)
+    metrics = {'base': base, **metrics}
     value = config.loss.base_weight * base
     aux = dict(stats['aux'])
     if terms:
-      taught = _teach(teacher, extra['teacher'], batch, image, config)
+      taught = _teach(teacher, task, extra['teacher'], batch, image, config)
     for i, (name, term) in enumerate(terms.items()):
       part, more, aux[name] = term.loss(
-        _variables(params['aux'][name], aux[name]),
+        {
+          **_variables(params['aux'][name], aux[name]),
+          'frozen': extra['frozen'][name],
+        },
         own,
         taught,
         jax.random.fold_in(terms_rng, i),
@@ -132,15 +208,9 @@ def build(config, tx: optax.GradientTransformation) -> System:
       normalize(
         batch['image'], config.mean, config.std, jnp.dtype(config.dtype)
       ),
-      method=look,
+      method=task.look,
     )
-    vector = outputs.vector
-    if isinstance(vector, tuple):
-      vector = jnp.concatenate(vector, axis=-1)
-    return {
-      'logits': outputs.logits,
-      'vector': vector.astype(jnp.float32).reshape(vector.shape[0], -1),
-    }
+    return task.answer(outputs, batch['image'])
 
   def advance(params, extra):
     return params, {**extra, 'calls': extra['calls'] + 1}
@@ -150,20 +220,20 @@ def build(config, tx: optax.GradientTransformation) -> System:
   )
 
 
-def _teach(teacher, variables, batch, image, config) -> Outputs:
+def _teach(teacher, task, variables, batch, image, config) -> Outputs:
   """The teacher's outputs of the same images; no gradient goes there."""
   fields = config.teacher
   outputs = teacher.apply(
     jax.lax.stop_gradient(variables),
     normalize(image, fields.mean, fields.std, jnp.dtype(fields.dtype)),
-    method=look,
+    method=task.look,
   )
   if 'teacher_logits' in batch:  # then nothing of the teacher's is computed
     outputs = outputs._replace(logits=batch['teacher_logits'])
   return jax.lax.stop_gradient(outputs)
 
 
-def _zeros(module, variables, image) -> Outputs:
+def _zeros(module, look, variables, image) -> Outputs:
   """Blank outputs of the shapes that a network has for an image."""
   shapes = jax.eval_shape(
     lambda variables: module.apply(variables, image, method=look), variables
@@ -204,18 +274,32 @@ def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
 
 def convert_teacher(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """`extra['teacher']` of a published checkpoint of the teacher's network."""
-  return classification.converter(make_teacher(config))(state_dict)
+  own = teacher_config(config)
+  built = classification.make_backbone(own)
+  return classification.converter(built)(state_dict)
 
 
 def from_stages(states: Mapping[str, tuple[Any, Any]], config):
-  """({}, {'teacher': variables}) of a classifier that was trained before.
+  """({}, extra): a teacher that was trained before, and MasKD's tokens.
 
   Raises:
-    UserError: it is another network than `config.teacher` says.
+    UserError: the teacher is another network than `config.teacher` says.
   """
-  if 'teacher' not in states or not config.distill:
-    return {}, {}
-  trained, state = states['teacher']
+  extra = {}
+  if config.distill and 'teacher' in states:
+    extra['teacher'] = take_teacher(*states['teacher'], config)
+  if 'maskd' in config.distill and 'tokens' in states:
+    _, state = states['tokens']
+    extra['frozen'] = {'maskd': jax.tree.map(jnp.copy, state.params)}
+  return {}, extra
+
+
+def take_teacher(trained, state, config) -> dict:
+  """Variables of a finished run whose network `config.teacher` describes.
+
+  Raises:
+    UserError: it does not.
+  """
   for name in ('model', 'model_options', 'mean', 'std'):
     there, here = _plain(trained[name]), _plain(config.teacher[name])
     if there != here:
@@ -223,8 +307,7 @@ def from_stages(states: Mapping[str, tuple[Any, Any]], config):
         f'stages.teacher was trained with {name}={there}, but '
         f'teacher.{name}={here}: make them equal'
       )
-  params, stats = averaged(state)
-  return {}, {'teacher': _variables(params, stats)}
+  return _variables(*averaged(state))
 
 
 def _plain(value):

@@ -1,16 +1,35 @@
 """SEED: distillation of similarities, without labels (ICLR 2021).
 
 Fang et al., arXiv 2101.04731. A small encoder reproduces how similar a frozen
-self-supervised teacher finds an image to a long queue of earlier ones.
+self-supervised teacher finds an image to a long queue of earlier ones. Where
+the teacher is the student's own moving average, this is MoCo v2 (arXiv
+2003.04297), the baseline, and how a teacher is trained here.
 """
 
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Float
 
-from jaxzoo.models.layers.norm import at_least_float32
+from jaxzoo.errors import UserError, nearest
+from jaxzoo.models.distillation.distillation import teacher_config
+from jaxzoo.models.layers.convolution import TORCH_DEFAULT, uniform_bias
+from jaxzoo.models.layers.image import normalize
+from jaxzoo.models.layers.norm import BatchNorm, at_least_float32
+from jaxzoo.models.losses.contrastive import l2_normalize
+from jaxzoo.models.losses.queue import enqueue, random_queue
+from jaxzoo.models.supervised import classification
+from jaxzoo.system import System, from_loss
+from jaxzoo.weights import rows as to
+
+SHARDING = ()  # the networks' own, see `sharding`
+TEACHERS = ('frozen', 'momentum')
 
 
 class Similarities(NamedTuple):
@@ -64,3 +83,278 @@ def similarity_loss(found: Similarities) -> Float[Array, '']:
   """- sum_k p_k log softmax(l)_k, the mean over the batch."""
   log_p = jax.nn.log_softmax(found.logits, axis=1)
   return -jnp.mean(jnp.sum(found.targets * log_p, axis=1))
+
+
+def contrastive_loss(found: Similarities) -> Float[Array, '']:
+  """-log softmax(l)_0: the image itself is right and the queue is wrong."""
+  return -jnp.mean(jax.nn.log_softmax(found.logits, axis=1)[:, 0])
+
+
+class Encoder(nn.Module):
+  """Images to unit vectors: a backbone and a head.
+
+  Attributes:
+    backbone: without classes.
+    hidden: units of the head's hidden layer; 0: none of its own, as many as
+      the backbone has.
+    dim: of the vectors; 0: no head, the backbone's vector.
+    head_norm: batch norm after the hidden layer (SimCLR's and SwAV's heads).
+  """
+
+  backbone: Any
+  hidden: int = 0
+  dim: int = 128
+  head_norm: bool = False
+
+  @nn.compact
+  def __call__(
+    self, image: Float[Array, 'b h w c'], train: bool = False
+  ) -> tuple[Float[Array, 'b d'], Float[Array, 'b e']]:
+    """(unit vectors for the loss, the backbone's vectors)."""
+    vector = self.backbone.features(image, train).vector.astype(jnp.float32)
+    x = vector
+    if self.dim:
+      for i, width in enumerate((self.hidden or x.shape[-1], self.dim), 1):
+        x = nn.Dense(
+          width,
+          kernel_init=TORCH_DEFAULT,
+          bias_init=uniform_bias(x.shape[-1]),
+          name=f'head_fc{i}',
+        )(x)
+        if i == 1:
+          x = BatchNorm(name='head_bn')(x, train) if self.head_norm else x
+          x = nn.relu(x)
+    return l2_normalize(x), vector
+
+
+def make_encoder(config, head) -> Encoder:
+  """The encoder of a config with a head of these fields."""
+  built = classification.make_backbone(config, num_classes=0)
+  return Encoder(built.module, head.hidden, head.dim, head.head_norm)
+
+
+def build(config, tx: optax.GradientTransformation) -> System:
+  """SEED, or MoCo where `teacher.kind` is 'momentum'.
+
+  A batch has `image` uint8 [b,h,w,c], which teacher and student both see; for
+  MoCo `view2` too, which the teacher sees; and with small crops `small`
+  [b,p,h,w,c], all of which both see, with a queue of its own. `predict` gives
+  the backbone's `vector`.
+
+  Args:
+    config: of the student's network, see `classification.make_backbone`; `head`
+      and `teacher.head`: `hidden`, `dim`, `head_norm`; `teacher`: `kind`, of a
+      frozen one `model`, `model_options`, `mean`, `std`, `dtype`; `momentum`;
+      `queue_size`; `loss`: `student_temperature`, `teacher_temperature`.
+    tx: the optimizer of the student.
+
+  Raises:
+    UserError: an unknown model or teacher, vectors of two sizes, or a queue
+      that batches do not fill evenly.
+  """
+  _check(config)
+  student = make_encoder(config, config.head)
+  frozen = config.teacher.kind == 'frozen'
+  teacher = (
+    make_encoder(teacher_config(config), config.teacher.head)
+    if frozen
+    else student
+  )
+  of_teacher = config.teacher if frozen else config
+
+  def init(rng, batch):
+    keys = jax.random.split(rng, 4)
+    blank = jnp.zeros((1, *batch['image'].shape[1:]))
+    variables = student.init(keys[0], blank)
+    taught = teacher.init(keys[1], blank) if frozen else variables
+    dim = jax.eval_shape(teacher.apply, taught, blank)[0].shape[-1]
+    extra = {
+      'batch_stats': dict(variables.get('batch_stats', {})),
+      # A copy: the state is donated, and no buffer may be donated twice.
+      'teacher': jax.tree.map(jnp.copy, dict(taught)),
+      'queue': random_queue(keys[2], config.queue_size, dim),
+    }
+    if 'small' in batch:
+      extra['small_queue'] = random_queue(keys[3], config.queue_size, dim)
+    return variables['params'], extra
+
+  def loss(params, extra, batch, rng):
+    views = {'image': (batch['image'], batch.get('view2', batch['image']))}
+    if 'small' in batch:
+      views['small'] = 2 * (batch['small'],)
+    extra, value, metrics = dict(extra), 0.0, {}
+    for i, (name, (own, others)) in enumerate(views.items()):
+      part, extra, more = one_view(
+        params, extra, own, others, name, jax.random.fold_in(rng, i)
+      )
+      value += part
+      metrics |= more
+    return value, (extra, metrics)
+
+  def one_view(params, extra, own, others, name, rng):
+    flat = lambda x: x.reshape(-1, *x.shape[-3:])
+    (z, _), updated = student.apply(
+      {'params': params, 'batch_stats': extra['batch_stats']},
+      _prepared(flat(own), config),
+      True,
+      rngs={'dropout': rng},
+      mutable=['batch_stats'],
+    )
+    taught, _ = teacher.apply(
+      jax.lax.stop_gradient(extra['teacher']),
+      _prepared(flat(others), of_teacher),
+    )
+    taught = jax.lax.stop_gradient(taught)
+    key = 'queue' if name == 'image' else 'small_queue'
+    found = similarities(
+      z,
+      taught,
+      extra[key].vectors,
+      student_temperature=config.loss.student_temperature,
+      teacher_temperature=config.loss.teacher_temperature,
+    )
+    value = similarity_loss(found) if frozen else contrastive_loss(found)
+    # Of several crops of an image the first is remembered.
+    first = taught.reshape(own.shape[0], -1, taught.shape[-1])[:, 0]
+    extra = {
+      **extra,
+      'batch_stats': dict(updated.get('batch_stats', {})),
+      key: enqueue(extra[key], first),
+    }
+    own_wins = found.logits.argmax(1) == found.targets.argmax(1)
+    prefix = '' if name == 'image' else 'small_'
+    return (
+      value,
+      extra,
+      {
+        f'{prefix}similarity_loss': value,
+        f'{prefix}nearest': own_wins.mean(dtype=jnp.float32),
+      },
+    )
+
+  def predict(params, extra, batch):
+    variables = {'params': params, 'batch_stats': extra['batch_stats']}
+    z, vector = student.apply(variables, _prepared(batch['image'], config))
+    return {'vector': vector, 'embedding': z}
+
+  def follow(params, extra):
+    m = config.teacher.momentum
+    own = {'params': params, 'batch_stats': extra['batch_stats']}
+    own = {name: own[name] for name in extra['teacher']}
+    moved = jax.tree.map(
+      lambda t, s: m * t + (1 - m) * s, extra['teacher'], own
+    )
+    return params, {**extra, 'teacher': moved}
+
+  return from_loss(
+    init,
+    loss,
+    predict,
+    tx,
+    advance=None if frozen else follow,
+    microbatches=config.microbatches,
+  )
+
+
+def _check(config) -> None:
+  kind = config.teacher.kind
+  if kind not in TEACHERS:
+    raise UserError(f'teacher.kind: no {kind!r}; ' + nearest(kind, TEACHERS))
+  part = config.batch_size // config.microbatches
+  if config.queue_size % part:
+    raise UserError(
+      f'queue_size={config.queue_size} is no multiple of the {part} images '
+      'that enter it at a time (batch_size over microbatches)'
+    )
+
+
+def _prepared(image, fields):
+  return normalize(image, fields.mean, fields.std, jnp.dtype(fields.dtype))
+
+
+def sharding(config) -> tuple:
+  """The rules of both networks."""
+  own = classification.sharding(config)
+  if config.teacher.kind != 'frozen':
+    return own
+  taught = classification.sharding(teacher_config(config))
+  return (*own, *(rule for rule in taught if rule not in own))
+
+
+# Weights.
+
+# How published checkpoints of whole training states call the encoder.
+PREFIXES = re.compile(
+  r'^(module\.)?(encoder_q|encoder|base_encoder|backbone)\.'
+)
+# And the layers of heads: MoCo v2, SwAV and SimCLR.
+HEADS = {
+  'fc.0': 'head_fc1',
+  'fc.2': 'head_fc2',
+  'projection_head.0': 'head_fc1',
+  'projection_head.1': 'head_bn',
+  'projection_head.3': 'head_fc2',
+}
+
+
+def convert_encoder(state_dict: Mapping[str, np.ndarray], config, head) -> dict:
+  """Variables of `make_encoder` from a published self-supervised checkpoint.
+
+  Names of the backbone are those that `create_model(weights=...)` takes, with
+  or without the prefix of the training code (`module.encoder_q.`); heads are
+  MoCo v2's `fc.{0,2}` and SwAV's `projection_head.{0,1,3}`.
+  """
+  short = {PREFIXES.sub('', name): x for name, x in state_dict.items()}
+  rows = []
+  for theirs, ours in HEADS.items():
+    make = to.batch_norm if ours == 'head_bn' else to.linear
+    if head.dim and f'{theirs}.weight' in short:
+      rows += make(theirs, ours)
+  names = {row.theirs for row in rows}
+  top = to.load({k: v for k, v in short.items() if k in names}, rows)
+  built = classification.make_backbone(config, num_classes=0)
+  rest = {
+    name: x
+    for name, x in short.items()
+    if name not in names and not re.match(r'(fc|head|prototypes)\.', name)
+  }
+  below = classification.converter(built)(rest)
+  return {
+    collection: {
+      'backbone': below.get(collection, {}),
+      **top.get(collection, {}),
+    }
+    for collection in ('params', 'batch_stats')
+    if collection in below or collection in top
+  }
+
+
+def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """A published checkpoint of the student's network as its parameters."""
+  return convert_encoder(state_dict, config, config.head)['params']
+
+
+def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """Statistics of its batch norms."""
+  found = convert_encoder(state_dict, config, config.head)
+  return {k: v for k, v in found.items() if k == 'batch_stats'}
+
+
+def convert_teacher(state_dict: Mapping[str, np.ndarray], config) -> dict:
+  """`extra['teacher']` of a published self-supervised teacher."""
+  own = teacher_config(config)
+  return convert_encoder(state_dict, own, config.teacher.head)
+
+
+def from_stages(states: Mapping[str, tuple[Any, Any]], config):
+  """({}, {'teacher': variables}): the moving average of a MoCo run."""
+  if 'teacher' not in states or config.teacher.kind != 'frozen':
+    return {}, {}
+  _, state = states['teacher']
+  copied = jax.tree.map(lambda x: x.copy(), dict(state.extra['teacher']))
+  return {}, {'teacher': copied}
+
+
+def fresh(config) -> tuple[str, ...]:
+  """Published weights of the student's backbone have no head of ours."""
+  return ('^head_',)

@@ -16,6 +16,11 @@ from jaxtyping import Array, Float
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.distillation.diffkd import DiffKD
 from jaxzoo.models.distillation.dist import dist_loss
+from jaxzoo.models.distillation.maskd import (
+  MaskModule,
+  detection_loss,
+  segmentation_loss,
+)
 from jaxzoo.models.layers.convolution import conv
 from jaxzoo.models.layers.norm import BatchNorm
 from jaxzoo.models.losses.distillation import (
@@ -42,8 +47,9 @@ class Term(NamedTuple):
   """One loss between student and teacher.
 
   Attributes:
-    init: (rng, student, teacher) -> its variables; reads only the shapes of
-      both outputs.
+    init: (rng, student, teacher) -> its variables by collection: `params`,
+      `batch_stats`, and `frozen`, which nothing here trains; reads only the
+      shapes of both outputs.
     loss: (variables, student, teacher, rng, calls) -> (scalar, metrics, new
       batch statistics); `calls` counts the updates so far.
   """
@@ -139,24 +145,44 @@ def resized(
 
 
 def features(stage: str = 'last', teacher_stage: str = '') -> Term:
-  """FitNets: maps of a stage, aligned by a convolution and a norm."""
+  """FitNets: maps, aligned by a convolution and a norm; 'all': of each stage."""
 
-  def pair(student, teacher):
-    return (
-      pick(student.maps, stage, 'student'),
-      pick(teacher.maps, teacher_stage or stage, 'teacher'),
-    )
+  def pairs(student, teacher):
+    """name -> (student's, teacher's)."""
+    if stage == 'all':
+      names = {name: name for name in teacher.maps}
+    else:
+      names = {stage: teacher_stage or stage}
+    return {
+      own: (
+        pick(student.maps, own, 'student'),
+        pick(teacher.maps, taught, 'teacher'),
+      )
+      for own, taught in names.items()
+    }
 
   def init(rng, student, teacher):
-    own, taught = pair(student, teacher)
-    return Align(taught.shape[-1]).init(rng, own, taught.shape[1:3])
+    found = {'params': {}, 'batch_stats': {}}
+    for i, (name, (own, taught)) in enumerate(pairs(student, teacher).items()):
+      made = Align(taught.shape[-1]).init(
+        jax.random.fold_in(rng, i), own, taught.shape[1:3]
+      )
+      for collection in found:
+        found[collection][name] = made[collection]
+    return found
 
   def loss(variables, student, teacher, rng, calls):
-    own, taught = pair(student, teacher)
-    aligned, updated = Align(taught.shape[-1]).apply(
-      variables, own, taught.shape[1:3], mutable=['batch_stats']
-    )
-    return feature_matching(aligned, taught), {}, updated['batch_stats']
+    value, stats = 0.0, {}
+    for name, (own, taught) in pairs(student, teacher).items():
+      aligned, updated = Align(taught.shape[-1]).apply(
+        {key: variables[key][name] for key in ('params', 'batch_stats')},
+        own,
+        taught.shape[1:3],
+        mutable=['batch_stats'],
+      )
+      value += feature_matching(aligned, taught)
+      stats[name] = updated['batch_stats']
+    return value, {}, stats
 
   return Term(init, loss)
 
@@ -183,7 +209,7 @@ def diffkd(
         dict(kernel_size=3, code_channels=code_channels),
       )
     if logits:
-      as_map = lambda x: x[:, None, None]
+      as_map = lambda x: x if x.ndim == 4 else x[:, None, None]
       found['logits'] = (
         as_map(student.logits),
         as_map(teacher.logits),
@@ -209,7 +235,7 @@ def diffkd(
     for i, (name, given) in enumerate(inputs(student, teacher).items()):
       net = module(*given)
       draws = net.draws(jax.random.fold_in(rng, i), given[1].shape)
-      own = {key: tree[name] for key, tree in variables.items()}
+      own = {key: variables[key][name] for key in ('params', 'batch_stats')}
       refined, updated = net.apply(
         own, *given[:2], draws, mutable=['batch_stats']
       )
@@ -220,6 +246,70 @@ def diffkd(
     return value, metrics, stats
 
   return Term(init, loss)
+
+
+def maskd(
+  num_tokens: int = 6,
+  weighted: bool = True,
+  custom: bool = True,
+  warmup: int = 5000,
+  on: str = 'levels',
+) -> Term:
+  """MasKD inside the masks of tokens that a run of `maskd_tokens` has learned.
+
+  Args:
+    num_tokens: of a level.
+    weighted: whether levels have heads for the importance of tokens.
+    custom: whether the student's own masks narrow the teacher's.
+    warmup: updates before they do.
+    on: 'levels', all maps, or 'logits' of dense outputs.
+  """
+
+  def init(rng, student, teacher):
+    found = {'params': {}, 'frozen': {}}
+    for i, (name, own, taught) in enumerate(_levels(student, teacher, on)):
+      keys = jax.random.split(jax.random.fold_in(rng, i))
+      module = MaskModule(taught.shape[-1], num_tokens, weighted)
+      found['frozen'][name] = module.init(keys[0], taught)['params']
+      if on == 'levels':
+        found['params'][name] = aligner(taught).init(keys[1], own)['params']
+    return found
+
+  def aligner(taught):
+    return nn.Dense(taught.shape[-1])
+
+  def loss(variables, student, teacher, rng, calls):
+    value = 0.0
+    for name, own, taught in _levels(student, teacher, on):
+      module = MaskModule(taught.shape[-1], num_tokens, weighted)
+      tokens = {'params': variables['frozen'][name]}
+      masks = module.apply(tokens, taught)
+      if on == 'logits':
+        value += segmentation_loss(own, taught, masks.masks)
+        continue
+      aligned = aligner(taught).apply(
+        {'params': variables['params'][name]}, own.astype(jnp.float32)
+      )
+      aligned = resized(aligned, taught.shape[1:3])
+      narrowed = None
+      if custom:
+        narrowed = module.apply(tokens, aligned, method='masks')
+      value += detection_loss(
+        aligned, taught, masks, narrowed, custom=calls >= warmup
+      )
+    return value, {}, {}
+
+  return Term(init, loss)
+
+
+def _levels(student, teacher, on):
+  """(name, student's, teacher's) of every tensor that has masks."""
+  if on == 'logits':
+    return [('logits', student.logits, teacher.logits)]
+  return [
+    (name, pick(student.maps, name, 'student'), taught)
+    for name, taught in teacher.maps.items()
+  ]
 
 
 def pick(maps: Mapping, stage: str, whose: str) -> Float[Array, 'b h w c']:
@@ -237,4 +327,4 @@ def pick(maps: Mapping, stage: str, whose: str) -> Float[Array, 'b h w c']:
   return maps[stage]
 
 
-TERMS = {make.__name__: make for make in (kd, dist, features, diffkd)}
+TERMS = {make.__name__: make for make in (kd, dist, features, diffkd, maskd)}

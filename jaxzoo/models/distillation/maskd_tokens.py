@@ -1,0 +1,128 @@
+"""The first stage of MasKD: receptive tokens learn what a teacher looks at.
+
+arXiv 2205.14589, section 3.2. The frozen teacher has to do its task with
+features of which only masked pixels are left, while the masks are kept apart.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxzoo.errors import UserError
+from jaxzoo.models.distillation import distillation, maskd
+from jaxzoo.models.layers.convolution import global_pool
+from jaxzoo.models.layers.image import normalize
+from jaxzoo.models.supervised import segmentation
+from jaxzoo.system import System, from_loss
+
+SHARDING = ()  # the teacher's own, see `sharding`
+sharding = distillation.sharding
+convert_teacher = distillation.convert_teacher
+
+
+def build(config, tx: optax.GradientTransformation) -> System:
+  """Tokens of every map of the teacher; `params` are {map: MaskModule's}.
+
+  loss = task(decode(F')) + sum over maps of dice(M), F' = F * sum_t w_t M_t.
+
+  Args:
+    config: `task` and `teacher` as for `distillation.build`; `tokens`:
+      `num_tokens`, `weighted`, and `on`: 'levels', all maps (of a classifier
+      the last, from which its vector must be the mean), or 'logits' of dense
+      outputs.
+    tx: the optimizer of the tokens.
+
+  Returns:
+    The system; `predict` gives what the teacher predicts with masked features.
+
+  Raises:
+    UserError: an unknown task, or maps that it cannot be continued from.
+  """
+  task = distillation.TASKS[config.task]
+  teacher, fields = distillation.make_teacher(config), config.tokens
+  prepare = lambda image: normalize(
+    image,
+    config.teacher.mean,
+    config.teacher.std,
+    jnp.dtype(config.teacher.dtype),
+  )
+
+  def maps_of(outputs):
+    if fields.on == 'logits':
+      return {'logits': outputs.logits}
+    if config.task == 'classification':
+      name = [*outputs.maps][-1]
+      return {name: outputs.maps[name]}
+    return outputs.maps
+
+  def module(feature):
+    return maskd.MaskModule(
+      feature.shape[-1], fields.num_tokens, fields.weighted
+    )
+
+  def look(variables, image):
+    outputs = teacher.apply(
+      jax.lax.stop_gradient(variables), prepare(image), method=task.look
+    )
+    return jax.lax.stop_gradient(outputs)
+
+  def masked(params, variables, image):
+    """(outputs with masked features, masks by map)."""
+    outputs = look(variables, image)
+    found, maps = {}, {}
+    for name, feature in maps_of(outputs).items():
+      found[name] = module(feature).apply({'params': params[name]}, feature)
+      maps[name] = maskd.masked_feature(feature, found[name])
+    return _continued(teacher, variables, outputs, maps, config), found
+
+  def init(rng, batch):
+    keys = jax.random.split(rng)
+    blank = jnp.zeros((1, *batch['image'].shape[1:]), jnp.uint8)
+    variables = teacher.init(keys[0], prepare(blank))
+    outputs = jax.eval_shape(look, variables, blank)
+    params = {}
+    for i, (name, feature) in enumerate(maps_of(outputs).items()):
+      zeros = jnp.zeros(feature.shape)
+      key = jax.random.fold_in(keys[1], i)
+      params[name] = module(feature).init(key, zeros)['params']
+    return params, {'teacher': dict(variables)}
+
+  def loss(params, extra, batch, rng):
+    image, targets = task.targets(batch, rng, config)
+    outputs, found = masked(params, extra['teacher'], image)
+    base, metrics = task.base(outputs, targets, config)
+    dice = sum(maskd.dice(each.masks) for each in found.values())
+    area = sum(each.masks.mean() for each in found.values()) / len(found)
+    metrics = {**metrics, 'base': base, 'dice': dice, 'mask_area': area}
+    return base + dice, (extra, metrics)
+
+  def predict(params, extra, batch):
+    outputs, _ = masked(params, extra['teacher'], batch['image'])
+    return task.answer(outputs, batch['image'])
+
+  return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
+
+
+def _continued(teacher, variables, outputs, maps, config):
+  """What the teacher makes of its maps once they are masked."""
+  if config.tokens.on == 'logits':
+    return outputs._replace(logits=maps['logits'])
+  if config.task == 'segmentation':
+    logits = teacher.apply(
+      variables, maps, method=segmentation.Segmenter.decode
+    )
+    return outputs._replace(maps=maps, logits=logits.astype(jnp.float32))
+  (last,) = maps.values()
+  vector = global_pool(last)
+  if vector.shape != outputs.vector.shape:
+    raise UserError(
+      f'teacher.model={config.teacher.model}: its vector {outputs.vector.shape} '
+      f'is not the mean of its last map {last.shape}; choose another teacher'
+    )
+  logits = teacher.apply(variables, vector, method='classify')
+  return outputs._replace(vector=vector, logits=logits.astype(jnp.float32))
+
+
+def from_stages(states, config):
+  """({}, {'teacher': variables}) of the teacher's run."""
+  return {}, {'teacher': distillation.take_teacher(*states['teacher'], config)}
