@@ -16,16 +16,6 @@ from jaxzoo import main as command
 
 ROOT = pathlib.Path(command.__file__).parents[1]
 pytestmark = pytest.mark.slow
-CODE = """
-import sys
-import jax
-process, port, *arguments = sys.argv[1:]
-jax.config.update('jax_num_cpu_devices', 2)
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-jax.distributed.initialize(f'localhost:{port}', 2, int(process))
-from jaxzoo import main
-sys.exit(main.main(arguments))
-"""
 
 
 def start(workdir, *arguments):
@@ -45,8 +35,21 @@ def start(workdir, *arguments):
   ]
   return [
     subprocess.Popen(
-      [sys.executable, '-c', CODE, str(process), str(port), *arguments],
-      env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+      [
+        sys.executable,
+        '-m',
+        'jaxzoo.main',
+        f'--coordinator=localhost:{port}',
+        '--num_processes=2',
+        f'--process_id={process}',
+        *arguments,
+      ],
+      env={
+        **os.environ,
+        'XLA_FLAGS': flags,
+        'PYTHONPATH': str(ROOT),
+        'JAX_NUM_CPU_DEVICES': '2',
+      },
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
