@@ -8,6 +8,9 @@ texture and clutter: top-1 about 74 % on 2,000 new ones, where the baseline has
 
     --config=configs/classification.py:baseline  without augmentation, label
                                                  smoothing and averaging
+    --config=configs/classification.py:easy      pictures that are easier to
+                                                 tell, in a minute: the data of
+                                                 the backbones' demos
     --config=configs/classification.py:digits    scikit-learn's digits (extra
                                                  `sklearn`), with k-NN and a
                                                  linear probe on the vectors
@@ -46,6 +49,7 @@ def get_config(variant=''):
     '': demo,
     'baseline': baseline,
     'tiny': tiny,
+    'easy': easy,
     'digits': digits,
     'folder': folder,
     'resnet50': resnet50,
@@ -76,6 +80,7 @@ def common(model):
     cutmix=0.0,
     mixup_switch=0.5,  # probability of cutmix where both are on
     mixup_prob=1.0,
+    mixup_ramp=0.0,  # epochs over which mixup alone comes in
   )
 
   config.data.kind = 'classification'
@@ -93,7 +98,8 @@ def common(model):
   config.data.pad = 4
   config.data.padding = 'reflect'  # 'zero'
   config.data.flip = 0.5
-  config.data.randaugment = ''  # 'rand-m9-mstd0.5-inc1'
+  config.data.randaugment = ''  # 'rand-m9-mstd0.5-inc1'; or AutoAugment's
+  # 'imagenet', 'cifar10'
   config.data.color_jitter = 0.0
   config.data.random_erase = 0.0
   config.data.eval_crop = card.crop
@@ -164,6 +170,23 @@ def tiny(model='', size=''):
   config.epochs = 4.0
   config.eval_epochs = config.save_epochs = 2.0
   config.log_steps = 2
+  return config
+
+
+def easy(model='', size=''):
+  """Small pictures of upright shapes near the middle, brighter than the ground.
+
+  What a linear model gets 67 % of with 1,000 of them.
+  """
+  config = demo(model, size or '16')
+  config.data.embedded.update(
+    size=16, turn=15.0, shift=0.3, clutter=0.5, hidden=0.2, bright=True
+  )
+  config.data.crop, config.data.flip = 'none', 0.0
+  config.loss.label_smoothing = 0.0
+  config.batch_size = 32
+  config.epochs = 3.0
+  config.eval_epochs = config.save_epochs = 0.0  # at the end alone
   return config
 
 

@@ -4,16 +4,27 @@
 
 trains a small ViT on the embedded `shapes`, whose patches come from three
 convolutions with batch norm and ReLU.
+Top-1 after one run on one core, 1.5 minutes with compilation: 83.0 %; of
+the baseline 62.0 % (docs/results.md).
 
     --config=configs/conv_stem.py:baseline   the same network that cuts patches
     --config=configs/conv_stem.py:paper      DeiT-Small with the stem on
                                              ImageNet; also ,model=NAME
 
 The study of the paper varies `model_options.stem` (V0: patches, V1:
-convolutions alone, V2: with norms, V3: with ReLU, V4: with both) and `optim.lr`.
+convolutions alone, V2: with norms, V3: with ReLU, V4: with both), `optim.lr`
+(5e-4, 1e-3, 2e-3 for 512 images) and `optim.warmup_epochs` (0, 5, 20).
 """
 
 from jaxzoo import catalog, configuration
+
+# Seed 0, docs/results.md.
+BASELINE = {
+  'test/top1': 62.0,
+  'test/top5': 94.4,
+  'test/nll': 1.18,
+  'test/ece': 14.0,
+}
 
 
 def get_config(variant=''):
@@ -22,36 +33,44 @@ def get_config(variant=''):
   return make(**options)
 
 
-def demo(model='conv_stem_deit_tiny_patch16_224', base=''):
-  config = catalog.get_config(f'classification:{base},model={model},size=32')
-  config = config.unlock()
+def demo(model='conv_stem_deit_tiny_patch16_224', base='easy'):
+  config = catalog.get_config(f'classification:{base},model={model}').unlock()
   config.system = 'conv_stem'
   config.model_options = dict(
-    stem='V4', hidden=24, width=96, depth=4, num_heads=3, patch_size=4
+    stem='V4',
+    hidden=16,
+    width=48,
+    depth=6,
+    num_heads=3,
+    patch_size=4,
+    global_pool='avg',
   )
-  config.optim.lr = 1e-3
-  config.epochs = 20.0
+  config.scan = True  # compiles faster
+  config.optim.lr = 2e-3
+  config.epochs = 5.0
+  config.baseline.update(BASELINE)
   return config
 
 
 def baseline(**options):
   config = demo(**options)
   config.model_options.stem = 'V0'
+  config.baseline = {}
   return config
 
 
 def tiny(**options):
   config = demo(**options, base='tiny')
   config.model_options.update(hidden=8, width=24, depth=2)
-  config.image_size = (16, 16)
   config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
   config.optim.lr = 1e-2
   config.epochs = 4.0
+  config.baseline = {}
   return config
 
 
 def paper(model='conv_stem_deit_small_patch16_224'):
-  """[paper] DeiT's recipe; its grid also has other rates and no warm-up."""
+  """[paper] DeiT's recipe, the middle of the grid of the study."""
   config = catalog.get_config(f'classification:deit_small,model={model}')
   config = config.unlock()
   config.system = 'conv_stem'

@@ -109,11 +109,10 @@ def folder():
   config = common('folder', 'maskd_tokens:folder')
   config.model = 'resnet18'
   config.teacher.model = 'resnet101'
-  config.stages.teacher = stage('segmentation:folder,model=resnet101')
-  for each in config.stages.values():
-    # Stages read the pictures of the run that stands on them.
-    each.fields = (
-      ('data.root', config.get_ref('data.root')),
-      ('num_classes', config.get_ref('num_classes')),
-    )
+  # Stages read the pictures of the run that stands on them.
+  own = ('data.root', 'num_classes')
+  config.stages.teacher = stage(
+    'segmentation:folder,model=resnet101', inherit=own
+  )
+  config.stages.tokens = stage('maskd_tokens:folder', inherit=own)
   return config

@@ -5,6 +5,7 @@
 trains a teacher for segmentation on the embedded `scenes`, then tokens whose
 masks leave it what it needs. configs/maskd.py does so by itself.
 
+    --config=configs/maskd_tokens.py:baseline tokens that do not learn
     --config=configs/maskd_tokens.py:logits   eight tokens on the logits
     --config=configs/maskd_tokens.py:folder \\
         --config.stages.teacher.run=DIR --config.data.root=DIR \\

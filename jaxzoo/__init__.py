@@ -9,7 +9,7 @@ __version__ = '0.1.0'
 _LAZY = {
   'UserError': 'jaxzoo.errors',
   'create_model': 'jaxzoo.models.create',
-  'create_system': 'jaxzoo.main',
+  'create_system': 'jaxzoo.assembly',
   'get_config': 'jaxzoo.catalog',
   'list_models': 'jaxzoo.models.cards',
   'list_systems': 'jaxzoo.catalog',

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import ml_collections
 
 from jaxzoo import catalog
+from jaxzoo.compress import options
 from jaxzoo.errors import UserError, nearest
 
 
@@ -59,12 +60,14 @@ def defaults() -> ml_collections.ConfigDict:
   config.eval_batch_size = 256
   config.eval_epochs = 1.0  # between two evaluations; 0: at the end alone
   config.save_epochs = 1.0  # between two checkpoints; 0: at the end alone
+  config.patience = 0  # evaluations without a new best that end a run; 0: off
   config.log_steps = 50
 
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.keep = 2
   config.checkpoint.keep_every = 0  # steps
   config.checkpoint.best = ''  # metric whose best checkpoint is kept
+  config.checkpoint.best_mode = 'max'  # or 'min', for errors
   config.checkpoint.verify = True
 
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -72,6 +75,11 @@ def defaults() -> ml_collections.ConfigDict:
   config.init = ml_collections.ConfigDict()
   config.init.weights = ''  # published checkpoint to start from
   config.init.fresh = ()  # regexes of parameters that it does not have
+
+  config.compress = options.defaults()  # pruning, see docs/compression.md
+
+  # Runs to train before this one, by name, see stages.py.
+  config.stages = ml_collections.ConfigDict()
 
   # Metrics of what a demo is compared with, measured as docs/results.md says.
   config.baseline = ml_collections.ConfigDict()
@@ -86,6 +94,7 @@ LEAST = {
   'epochs': 0.0,
   'eval_epochs': 0.0,
   'save_epochs': 0.0,
+  'patience': 0,
   'ema': 0.0,
   'optim.warmup_epochs': 0.0,
   'data.threads': 0,
@@ -95,6 +104,7 @@ LEAST = {
 }
 CHOICES = {
   'job': ('train',),
+  'checkpoint.best_mode': ('max', 'min'),
   'dtype': ('float32', 'bfloat16'),
   'remat': ('none', 'dots', 'full'),
 }
@@ -110,6 +120,10 @@ def check(config) -> None:
     value = operator.attrgetter(field)(config)
     if value not in known:
       raise UserError(f'{field}: no {value!r}; ' + nearest(value, known))
+  if config.patience and not config.checkpoint.best:
+    raise UserError(
+      f'patience={config.patience}: say by which metric with checkpoint.best'
+    )
   if not config.ema < 1:
     raise UserError(f'ema={config.ema}: it must be less than 1')
   first_last = tuple(config.profile)

@@ -21,21 +21,27 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-import jaxzoo
-from jaxzoo import catalog, configuration, initial
+from jaxzoo import (
+  catalog,
+  compression,
+  configuration,
+  initial,
+  session,
+  stages,
+)
+from jaxzoo.assembly import (
+  as_json,
+  create_optimizer,
+  create_system,
+  make_dataset,
+  make_evaluators,
+  make_plan,
+)
 from jaxzoo.data import pipeline
 from jaxzoo.errors import UserError
-from jaxzoo.eval.evaluator import make_predict
-from jaxzoo.eval.pictures import learning_curves
-from jaxzoo.system import System, with_ema
-from jaxzoo.train import checkpoint, host, loop, optim
+from jaxzoo.train import checkpoint, distributed, host, loop, optim
 from jaxzoo.train import mesh as meshes
-from jaxzoo.train.writers import (
-  Display,
-  Writer,
-  format_scalars,
-  result_table,
-)
+from jaxzoo.train.best import Best
 
 # Fields that may change between the parts of one run.
 FREE_FIELDS = (
@@ -48,102 +54,10 @@ FREE_FIELDS = (
   'evals',
   'log_steps',
   'mesh',
+  'patience',
   'profile',
   'save_epochs',
 )
-
-
-def make_plan(config, examples: int) -> tuple[loop.Plan, int]:
-  """The loop's plan and the steps of an epoch, from the config's epochs."""
-  epoch = max(1, examples // config.batch_size)
-  total = max(1, round(config.epochs * epoch))
-  # Rounded up: else the last of them would come a step before the end.
-  steps = lambda epochs: math.ceil(round(epochs * epoch, 6))
-  every = lambda epochs: max(1, steps(epochs)) if epochs else 0
-  plan = loop.Plan(
-    total=total,
-    log=config.log_steps,
-    evaluate=every(config.eval_epochs),
-    save=every(config.save_epochs),
-    profile=tuple(config.profile),
-  )
-  return plan, epoch
-
-
-def create_system(
-  config, total_steps: int = 1, steps_per_epoch: int = 1, **overrides
-) -> System:
-  """The System of a config: init, step and predict.
-
-  >>> system = create_system('cfam')
-
-  Args:
-    config: a config, or a name: 'cfam', 'cfam:cuhk_pedes'.
-    total_steps: of the run, for the schedules.
-    steps_per_epoch: likewise.
-    **overrides: values for fields of the config.
-
-  Raises:
-    UserError: an override of no field, or of another type.
-  """
-  if isinstance(config, str):
-    config = catalog.get_config(config)
-  config = config.copy_and_resolve_references()
-  try:
-    config.update(overrides)
-  except (KeyError, TypeError) as error:
-    raise UserError(f'create_system: {error.args[0]}') from error
-  config.total_steps = total_steps
-  return build_system(
-    config, make_optimizer(config.optim, total_steps, steps_per_epoch)
-  )
-
-
-def build_system(config, tx) -> System:
-  """The System of a config, trained by the optimizer `tx`."""
-  system = catalog.load(config.system).build(config, tx)
-  return with_ema(system, config.ema) if config.ema else system
-
-
-def make_optimizer(fields, total_steps: int, steps_per_epoch: int):
-  """The optimizer of `config.optim`."""
-  schedule = optim.make_schedule(
-    fields.schedule,
-    fields.lr,
-    total_steps=total_steps,
-    warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
-    warmup_factor=fields.warmup_factor,
-    steps_per_epoch=steps_per_epoch if fields.by_epoch else None,
-    end=fields.end,
-    milestones=[round(m * steps_per_epoch) for m in fields.milestones],
-    gamma=fields.gamma,
-    power=fields.power,
-  )
-  return optim.make_optimizer(
-    fields.name,
-    schedule,
-    b1=fields.b1,
-    b2=fields.b2,
-    eps=fields.eps,
-    momentum=fields.momentum,
-    nesterov=fields.nesterov,
-    weight_decay=fields.weight_decay,
-    clip_norm=fields.clip_norm,
-    groups=fields.groups,
-    mu_dtype=fields.mu_dtype or None,
-    layer_decay=fields.layer_decay,
-  )
-
-
-def make_evaluators(config) -> dict:
-  """name -> evaluator, for every entry of `config.evals`."""
-  evaluators = {}
-  for name, fields in config.evals.items():
-    fields = fields.to_dict()
-    kind = fields.pop('kind')
-    module = catalog.part(catalog.EVALUATORS, kind, f'evals.{name}.kind')
-    evaluators[name] = module.make_evaluator(config, **fields)
-  return evaluators
 
 
 def train(config, workdir='', *, force: bool = False, console=None) -> dict:
@@ -179,6 +93,7 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
   )
   evaluators = make_evaluators(config)
   plan, epoch = make_plan(config, len(data.source))
+  compression.check(config, plan.total)
   system = create_system(config, plan.total, epoch)
   dataset = make_dataset(config, data)
   checkpoints = open_checkpoints(config, workdir, force)
@@ -188,8 +103,8 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
     f'{config.batch_size} on {describe(mesh)}; writing to {workdir}',
   )
   with contextlib.closing(checkpoints):
-    resuming = bool(checkpoints.steps())
-    weights = None if resuming else initial.load_weights(config)
+    train_again = functools.partial(train, force=force, console=console)
+    weights = first_weights(config, workdir, checkpoints, train_again, console)
     started = time.perf_counter()
     program = loop.compile_system(
       system,
@@ -198,59 +113,53 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
       mesh,
       catalog.sharding(config),
     )
-    state, iterator_state = start(
-      program, config, checkpoints, weights, console
-    )
+    state, meta = start(program, config, checkpoints, weights, console)
+    if weights is not None and config.compress.method:
+      tx = create_optimizer(config, plan.total, epoch)
+      state = compression.restart(config, tx, state, program.shardings)
     say(
       console,
       f'{count_parameters(state.params):,} parameters, compiled in '
       f'{time.perf_counter() - started:.0f} s, '
-      + ('resumed' if iterator_state else 'starting')
+      + ('resumed' if meta else 'starting')
       + f' at step {int(state.step)}',
     )
-    iterator = pipeline.train_iterator(
-      dataset, workers=config.data.workers, threads=config.data.threads
+    run_it = session.Session(
+      config, system, program, plan, evaluators, checkpoints, workdir, console
     )
-    if iterator_state:
-      iterator.set_state(iterator_state)
-    batches = pipeline.Prefetch(
-      iterator,
-      functools.partial(
-        meshes.to_devices, sharding=meshes.batch_sharding(mesh)
-      ),
-      max_corrupt=math.ceil(config.data.max_corrupt * len(data.source)),
-    )
+    batches = open_batches(config, dataset, len(data.source), mesh, meta)
     with contextlib.closing(batches):
-      return run(
-        config,
-        system,
-        program,
-        state,
-        batches,
-        plan,
-        evaluators,
-        checkpoints,
-        workdir,
-        console,
-      )
+      return session.run(run_it, state, batches, Best(**meta.get('best', {})))
 
 
-def make_dataset(config, data):
-  """The endless stream of this process's part of the batches."""
-  return pipeline.train_dataset(
-    data.source,
-    data.transforms,
-    batch_size=config.batch_size // jax.process_count(),
-    seed=config.seed,
-    shard=jax.process_index(),
-    shards=jax.process_count(),
-    repeats=config.data.repeats,
+def first_weights(config, workdir, checkpoints, train_again, console):
+  """What a new run begins with, see `initial.load_weights`; None to resume.
+
+  Runs that it stands on are trained first.
+  """
+  if checkpoints.steps():
+    return None
+  folders = stages.run_stages(
+    config, workdir, train_again, functools.partial(say, console)
   )
+  mesh = meshes.make_mesh(config.mesh)
+  return initial.load_weights(config, stages.read_states(config, folders, mesh))
 
 
-def as_json(config) -> dict:
-  """The config as it reads back from JSON: lists for tuples."""
-  return json.loads(config.to_json_best_effort())
+def open_batches(
+  config, dataset, examples: int, mesh, meta
+) -> pipeline.Prefetch:
+  """Batches on the devices, from where the checkpoint's `meta` says."""
+  iterator = pipeline.train_iterator(
+    dataset, workers=config.data.workers, threads=config.data.threads
+  )
+  if meta:
+    iterator.set_state(meta['data'])
+  return pipeline.Prefetch(
+    iterator,
+    functools.partial(meshes.to_devices, sharding=meshes.batch_sharding(mesh)),
+    max_corrupt=math.ceil(config.data.max_corrupt * examples),
+  )
 
 
 def open_checkpoints(config, workdir, force: bool) -> checkpoint.Checkpoints:
@@ -285,10 +194,10 @@ def open_checkpoints(config, workdir, force: bool) -> checkpoint.Checkpoints:
 
 
 def start(program, config, checkpoints, weights, console):
-  """The state to begin with, and the data iterator's state ({} at first)."""
+  """The state to begin with, and what was saved beside it ({} at first)."""
   restored = checkpoints.restore(program.abstract, program.shardings)
   if restored:
-    return restored.state, restored.meta['data']
+    return restored.state, restored.meta
   unused = optim.unmatched(program.abstract.params, config.optim.groups)
   if unused:
     logging.warning(
@@ -299,75 +208,9 @@ def start(program, config, checkpoints, weights, console):
     state, report = initial.put_weights(state, weights, config)
     say(
       console,
-      f'{config.init.weights}: {len(report.loaded)} arrays loaded, '
-      f'{len(report.fresh)} start fresh',
+      f'{len(report.loaded)} arrays loaded, {len(report.fresh)} start fresh',
     )
   return state, {}
-
-
-def run(
-  config,
-  system,
-  program,
-  state,
-  batches,
-  plan,
-  evaluators,
-  checkpoints,
-  workdir,
-  console,
-) -> dict:
-  """The loop between a state and result.json."""
-  writer = Writer(workdir, int(state.step))
-  writer.json('config.json', as_json(config))
-  display = Display(plan.total, int(state.step), console, config.data.unit)
-  predict = make_predict(system, program.mesh, config.eval_batch_size)
-  evaluations = {}
-
-  def evaluate(state):
-    started = time.perf_counter()
-    predict_now = predict(state)
-    metrics = {}
-    for name, evaluator in evaluators.items():
-      evaluations[name] = evaluator(predict_now)
-      for key, value in evaluations[name].metrics.items():
-        metrics[f'{name}/{key}'] = value
-      display.line(f'  {name}: {format_scalars(evaluations[name].metrics)}')
-    display.line(f'  evaluated in {time.perf_counter() - started:.0f} s')
-    return metrics
-
-  def save(state, metrics):
-    checkpoints.save(
-      state, {'data': batches.state, 'jaxzoo': jaxzoo.__version__}, metrics
-    )
-
-  with contextlib.closing(writer):
-    state, metrics = loop.train(
-      program.step,
-      state,
-      batches,
-      plan=plan,
-      batch_size=config.batch_size,
-      evaluate=evaluate,
-      save=save,
-      writer=writer,
-      display=display,
-      profile_to=str(workdir / 'profile'),
-    )
-    step = int(state.step)
-    result = {'system': config.system, 'step': step, 'metrics': metrics}
-    if config.baseline:
-      result['baseline'] = config.baseline.to_dict()
-    writer.json('result.json', result)
-    if jax.process_index() == 0:
-      for name, evaluation in evaluations.items():
-        for picture, image in evaluation.pictures().items():
-          writer.picture(f'{name}_{picture}', image, step)
-      curves = learning_curves(writer.history())
-      writer.picture('learning_curves', curves, step)
-  others = {'(baseline)': config.baseline} if config.baseline else {}
-  console.print(result_table(metrics, others))
-  return result
 
 
 def say(console, text: str) -> None:
@@ -418,6 +261,14 @@ def parse_arguments(argv):
     action='store_true',
     help='resume although the configuration has changed',
   )
+  many = parser.add_argument_group(
+    'many processes',
+    'Found by itself on Cloud TPU slices, in SLURM and in launch/gke; '
+    'elsewhere start the same command once a process with:',
+  )
+  many.add_argument('--coordinator', default='', metavar='HOST:PORT')
+  many.add_argument('--num_processes', type=int)
+  many.add_argument('--process_id', type=int)
   own = [a for a in argv if not a.startswith('--config.')]
   arguments = parser.parse_args(own)
   overrides = [a for a in argv if a.startswith('--config.')]
@@ -443,6 +294,10 @@ def main(argv=None) -> int:
       print_systems(console)
       return 0
     config, source = configuration.parse(overrides)
+    distributed.start(
+      arguments.coordinator, arguments.num_processes, arguments.process_id
+    )
+    console.quiet = jax.process_index() != 0
     workdir = arguments.workdir or default_workdir(source)
     train(config, workdir, force=arguments.force)
   except UserError as error:

@@ -44,7 +44,7 @@ from jaxzoo.eval.gallery import (
 )
 from jaxzoo.eval.retrieval import rank
 from jaxzoo.initial import convert_weights
-from jaxzoo.main import build_system
+from jaxzoo.runs import build_system
 from jaxzoo.system import State
 from jaxzoo.train import mesh as meshes
 from jaxzoo.weights.clip import input_sizes_of, towers_of

@@ -6,6 +6,7 @@ what it needs (`from_stages` of its module).
 """
 
 import json
+import operator
 from collections.abc import Callable, Mapping
 
 from etils import epath
@@ -16,17 +17,30 @@ from jaxzoo.runs import read_run
 from jaxzoo.system import State
 
 
-def stage(name: str, run: str = '', step: str = 'newest', **fields) -> dict:
+def stage(
+  name: str,
+  run: str = '',
+  step: str = 'newest',
+  inherit: tuple[str, ...] = (),
+  **fields,
+) -> dict:
   """An entry of `config.stages`.
 
   Args:
     name: of its config, 'classification:resnet50'.
     run: folder of a finished run of such a config, which is taken as it is.
     step: of its checkpoints: 'newest', or 'best'.
+    inherit: fields that it has from the run that stands on it: 'data.root'.
     **fields: of its config, by dotted names with '.' written as '__'.
   """
   fields = {key.replace('__', '.'): value for key, value in fields.items()}
-  return dict(config=name, run=run, step=step, fields=tuple(fields.items()))
+  return dict(
+    config=name,
+    run=run,
+    step=step,
+    inherit=tuple(inherit),
+    fields=tuple(fields.items()),
+  )
 
 
 def run_stages(
@@ -51,7 +65,7 @@ def run_stages(
     folders[name] = workdir / name
     if not (folders[name] / 'result.json').exists():
       say(f'first {name}: {fields.config}')
-      train(_config(name, fields, folders), folders[name])
+      train(_config(name, fields, folders, config), folders[name])
   return folders
 
 
@@ -64,10 +78,11 @@ def _given(name: str, folder: epath.Path) -> epath.Path:
   return folder
 
 
-def _config(name: str, fields, folders):
+def _config(name: str, fields, folders, above):
   """The config of a stage; stages of its own that are done are not repeated."""
   config = catalog.get_config(fields.config).copy_and_resolve_references()
-  for key, value in fields.fields:
+  inherited = [(key, operator.attrgetter(key)(above)) for key in fields.inherit]
+  for key, value in (*inherited, *fields.fields):
     if isinstance(value, list):  # of a config that was read back
       value = tuple(value)
     try:

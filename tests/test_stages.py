@@ -86,3 +86,16 @@ def test_teacher_of_another_network_is_refused_before_training(
   config.teacher.model_options.width = 16
   with pytest.raises(UserError, match='model_options'):
     main.train(config, tmp_path / 'run')
+
+
+def test_stage_has_what_it_inherits_from_the_run_above(tmp_path):
+  config = config_of().unlock()
+  config.stages.teacher = stages.stage(
+    'classification:tiny', inherit=('seed', 'data.root')
+  )
+  config.seed, config.data.root = 7, '/pictures'
+  seen = []
+  stages.run_stages(
+    config, tmp_path, lambda own, folder: seen.append(own), say=print
+  )
+  assert (seen[0].seed, seen[0].data.root) == (7, '/pictures')

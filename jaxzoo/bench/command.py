@@ -13,14 +13,19 @@ from jaxzoo.errors import UserError
 from jaxzoo.train import host
 
 
-def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-  """A parser of `python -m jaxzoo.bench.NAME` with the common options."""
-  parser = argparse.ArgumentParser(
+def bare_parser(name: str, description: str) -> argparse.ArgumentParser:
+  """A parser of `python -m jaxzoo.bench.NAME` without a config."""
+  return argparse.ArgumentParser(
     prog=f'python -m jaxzoo.bench.{name}',
     description=description,
-    epilog='Any field of the config: --config.FIELD=VALUE.',
     allow_abbrev=False,
   )
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+  """A parser of `python -m jaxzoo.bench.NAME` with the common options."""
+  parser = bare_parser(name, description)
+  parser.epilog = 'Any field of the config: --config.FIELD=VALUE.'
   add = parser.add_argument
   add('--config', required=True, metavar='FILE[:VARIANT]')
   add('--batch_size', type=int, help='as --config.batch_size')

@@ -70,10 +70,11 @@ def _count_needed(jaxpr: core.Jaxpr, needed: list[bool]) -> int:
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
-  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+  return sum(equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation) -> int:
+def equation_flops(equation) -> int:
+  """FLOPs of one equation of a jaxpr, with the programs inside it."""
   name, parameters = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _dot_flops(equation)

@@ -252,3 +252,12 @@ def to_device(batch: dict[str, np.ndarray], device: str) -> dict:
     )
     for name, x in batch.items()
   }
+
+
+def make(device: str, sizes: Sizes, lean: bool, batch: dict[str, np.ndarray]):
+  """The step of `torch_process.TorchProcess`."""
+  model = Irra(sizes, lean).to(device)
+  optimizer = make_optimizer(model)
+  batch = to_device(batch, device)
+  step = lambda: train_step(model, optimizer, batch)['loss']
+  return step, {'parameters': sum(p.numel() for p in model.parameters())}

@@ -1,4 +1,4 @@
-"""PyTorch beside JAX: the step of `irra_torch.py` in a process of its own.
+"""PyTorch beside JAX, in a process of its own.
 
 So each has the memory allocator and the threads that it comes with, and while
 one is timed the other sleeps. This module does not import PyTorch; its process
@@ -6,6 +6,7 @@ does.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import multiprocessing
 import resource
@@ -54,7 +55,7 @@ def sizes_of(config) -> Sizes:
 
 def require(config) -> None:
   """Raises a UserError where there is nothing to compare `config` with."""
-  if importlib.util.find_spec('torch') is None:
+  if not is_installed('torch'):
     raise UserError(
       'torch: PyTorch is not installed here: pip install "jaxzoo[torch]", or '
       'leave --torch out'
@@ -101,22 +102,34 @@ def since(started: Timing) -> Timing:
   return Timing(now.wall - started.wall, now.cpu - started.cpu)
 
 
+def is_installed(*packages: str) -> bool:
+  """Whether all of them can be imported; none is."""
+  return all(importlib.util.find_spec(name) is not None for name in packages)
+
+
 class TorchProcess:
-  """A process that trains when it is asked to.
+  """A process that runs steps when it is asked to.
+
+  Args:
+    make: 'MODULE:FUNCTION', to be called there with 'cpu' or 'cuda' and
+      `arguments`. It returns a step, a function without arguments that gives
+      its loss or None, and a dict of what is to be told.
+    *arguments: plain values and arrays.
 
   Attributes:
-    told: what it said last: `version` and `parameters`; once it has run, also
-      `memory_gib` at the most, and the last `loss`.
+    told: what it said last: PyTorch's `version` and what `make` told; once it
+      has run, also `memory_gib` at the most, and the last `loss`, if any.
+
+  Raises:
+    UserError: the process ended by itself, here as in `run`.
   """
 
-  def __init__(self, config, batch: dict, lean: bool):
+  def __init__(self, make: str, *arguments):
     context = multiprocessing.get_context('spawn')
     self._connection, there = context.Pipe()
     device = 'cpu' if jax.default_backend() == 'cpu' else 'cuda'
     self._process = context.Process(
-      target=_serve,
-      args=(there, sizes_of(config), lean, batch, device),
-      daemon=True,
+      target=_serve, args=(there, make, device, arguments), daemon=True
     )
     self._process.start()
     there.close()  # only its process holds it now: its end is noticed here
@@ -124,7 +137,7 @@ class TorchProcess:
     self._receive()
 
   def run(self, steps: int) -> list[Timing]:
-    """Trains; the time of each step."""
+    """Runs steps; the time of each."""
     self._connection.send(steps)
     return self._receive()
 
@@ -146,29 +159,23 @@ class TorchProcess:
     return timings
 
 
-def _serve(connection, sizes: Sizes, lean: bool, batch: dict, device: str):
+def _serve(connection, make: str, device: str, arguments: tuple):
   """Receives numbers of steps; sends their times, and what `told` holds."""
   import torch
-
-  from jaxzoo.bench import irra_torch
 
   torch.manual_seed(0)
   # XLA's default, too.
   torch.backends.cuda.matmul.allow_tf32 = True
   torch.backends.cudnn.allow_tf32 = True
-  model = irra_torch.Irra(sizes, lean).to(device)
-  optimizer = irra_torch.make_optimizer(model)
-  batch = irra_torch.to_device(batch, device)
-  parameters = sum(p.numel() for p in model.parameters())
-  connection.send(
-    ([], {'version': torch.__version__, 'parameters': parameters})
-  )
+  place, _, name = make.partition(':')
+  step, told = getattr(importlib.import_module(place), name)(device, *arguments)
+  connection.send(([], {'version': torch.__version__, **told}))
   with contextlib.suppress(EOFError):
     while steps := connection.recv():
       timings = []
       for _ in range(steps):
         started = clock()
-        metrics = irra_torch.train_step(model, optimizer, batch)
+        loss = step()
         if device == 'cuda':
           torch.cuda.synchronize()
         timings.append(since(started))
@@ -176,5 +183,7 @@ def _serve(connection, sizes: Sizes, lean: bool, batch: dict, device: str):
         memory = torch.cuda.max_memory_allocated()
       else:
         memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-      loss = float(metrics['loss'].detach())
-      connection.send((timings, {'memory_gib': memory / 2**30, 'loss': loss}))
+      told = {'memory_gib': memory / 2**30}
+      if loss is not None:
+        told['loss'] = float(loss.detach())
+      connection.send((timings, told))

@@ -225,7 +225,12 @@ def measure(
   runs = {'jaxzoo': ours.run}
   with contextlib.ExitStack() as stack:
     if torch:
-      theirs = torch_process.TorchProcess(config, batch, torch == 'lean')
+      theirs = torch_process.TorchProcess(
+        'jaxzoo.bench.irra_torch:make',
+        torch_process.sizes_of(config),
+        torch == 'lean',
+        batch,
+      )
       stack.enter_context(contextlib.closing(theirs))
       runs['torch'] = theirs.run
     timings = alternate(runs, rounds=rounds, steps=steps, warmup=warmup)

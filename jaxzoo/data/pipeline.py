@@ -26,6 +26,21 @@ class Data(NamedTuple):
   transforms: tuple[Transform, ...]
 
 
+class BatchedData(NamedTuple):
+  """Training data whose batches are transformed as a whole, too.
+
+  Attributes:
+    source: random access to records.
+    transforms: (record, rng) -> record, one after another.
+    batch_transforms: (batch, rng) -> batch, of stacked records: for what
+      examples of a batch share, such as a mask.
+  """
+
+  source: Any
+  transforms: tuple[Transform, ...]
+  batch_transforms: tuple[Transform, ...]
+
+
 class Readable:
   """A source without corrupt records: each is replaced by the next good one.
 
@@ -80,6 +95,7 @@ class Repeated(grain.MapDataset):
 def train_dataset(
   source,
   transforms: Sequence[Transform],
+  batch_transforms: Sequence[Transform] = (),
   *,
   batch_size: int,
   seed: int,
@@ -92,6 +108,8 @@ def train_dataset(
   Args:
     source: random access; `CorruptRecord` is passed over.
     transforms: (record, rng) -> record; rng depends on seed and position only.
+    batch_transforms: (batch, rng) -> batch, of this process's part; rng depends
+      on seed, number of the batch and shard only.
     batch_size: of this process.
     seed: of order and augmentation.
     shard: this process, of `shards`; together they cover the source once.
@@ -109,10 +127,19 @@ def train_dataset(
   order = grain.MapDataset.source(Readable(source)).seed(seed).shuffle()
   if repeats > 1:
     order = Repeated(order, repeats)
-  return (
-    order.repeat()
-    .random_map(compose(*transforms))[shard::shards]
-    .batch(batch_size, drop_remainder=True)
+  stream = order.repeat()
+  if transforms:  # a generator for each record costs more than a small record
+    stream = stream.random_map(compose(*transforms))
+  batches = stream[shard::shards].batch(batch_size, drop_remainder=True)
+  if not batch_transforms:
+    return batches
+  apply = compose(*batch_transforms)
+  # The place of a batch in its shard's stream is the same on all shards, which
+  # `random_map` would therefore give the same numbers.
+  return batches.map_with_index(
+    lambda index, batch: apply(
+      batch, np.random.default_rng((seed, shard, index))
+    )
   )
 
 

@@ -42,6 +42,7 @@ class Settings(NamedTuple):
     test: likewise, others to test on.
     size: side in pixels.
     turn: the most that a shape is turned to either side, in degrees.
+    shift: how far from the middle a shape may lie, 1 being up to the border.
     clutter: how much of the small things around a shape is drawn, in [0, 1].
     hidden: share of the pictures with a bar across a part of the shape.
     texture: whether ground and shape have patterns, or one colour each.
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
   test: int = 2000
   size: int = 32
   turn: float = 180.0
+  shift: float = 1.0
   clutter: float = 1.0
   hidden: float = 0.4
   texture: bool = True
@@ -211,7 +213,8 @@ def draw(
   canvas = paint(ground).copy(order='C')
   clutter(canvas, rng, pieces(1, 4))
   radius = side * rng.uniform(0.28, 0.45)
-  centre = side / 2 + rng.uniform(-1, 1, 2) * (0.48 * side - radius)
+  room = settings.shift * (0.48 * side - radius)
+  centre = side / 2 + rng.uniform(-1, 1, 2) * room
   mask = np.zeros((side, side), np.uint8)
   turn = random_pose(rng, settings.turn)
   contours = SHAPES[NAMES[label]]
@@ -282,7 +285,7 @@ def _check(settings, split):
       raise UserError(
         f'shapes: {name}={value}, it must be an integer from {low} up'
       )
-  most = {'turn': 180, 'clutter': 1, 'hidden': 1}
+  most = {'turn': 180, 'shift': 1, 'clutter': 1, 'hidden': 1}
   for name, high in most.items():
     value = getattr(settings, name)
     if not 0 <= value <= high:

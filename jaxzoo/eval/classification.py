@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxzoo.data import classification as data
-from jaxzoo.errors import CorruptRecord
+from jaxzoo.errors import CorruptRecord, UserError, nearest
 from jaxzoo.eval import pictures
 from jaxzoo.eval.evaluator import Evaluation
 
@@ -114,7 +114,9 @@ def confusion(
   return np.bincount(places, minlength=classes**2).reshape(classes, classes)
 
 
-def make_evaluator(config, *, split: str = 'test', sheet: int = 24):
+def make_evaluator(
+  config, *, split: str = 'test', sheet: int = 24, output: str = 'logits'
+):
   """An evaluator of a split of the config's data set.
 
   Args:
@@ -122,6 +124,7 @@ def make_evaluator(config, *, split: str = 'test', sheet: int = 24):
     split: its files are found at once, so that a wrong path fails before
       anything is compiled.
     sheet: wrong predictions on the sheet.
+    output: which of the system's, where it has several classifiers.
 
   Returns:
     predict -> Evaluation with `metrics` (without top5 where there are no more
@@ -131,7 +134,11 @@ def make_evaluator(config, *, split: str = 'test', sheet: int = 24):
 
   def evaluate(predict) -> Evaluation:
     found = predict(source, steps)
-    logits, labels = found.outputs['logits'], source.labels
+    if output not in found.outputs:
+      raise UserError(
+        f'output: no {output!r}; ' + nearest(output, found.outputs)
+      )
+    logits, labels = found.outputs[output], source.labels
     values = metrics(sums(logits, labels, found.mask))
     if logits.shape[1] <= 5:
       del values['top5']

@@ -4,13 +4,14 @@ An evaluator is `evaluate(predict) -> Evaluation`, where `predict(source,
 transforms)` gives what the system makes of every record of a source.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxzoo.data.pipeline import eval_batches
+from jaxzoo.system import State, System
 from jaxzoo.train import mesh as meshes
 
 # Batches that may wait on the devices: reading ahead of them without a bound
@@ -24,10 +25,12 @@ class Evaluation(NamedTuple):
   Attributes:
     metrics: name -> number.
     pictures: () -> {name: uint8 [h, w, 3]}, drawn only when they are wanted.
+    tables: () -> {name: rows of a CSV file, the first with its columns}.
   """
 
   metrics: Mapping[str, float]
   pictures: Callable[[], Mapping[str, np.ndarray]] = dict
+  tables: Callable[[], Mapping[str, Sequence[Sequence]]] = dict
 
 
 class Predictions(NamedTuple):
@@ -42,8 +45,28 @@ class Predictions(NamedTuple):
   mask: np.ndarray
 
 
-def make_predict(system, mesh, batch_size: int):
-  """(state) -> predict(source, transforms) -> Predictions.
+class Predict(NamedTuple):
+  """predict(source, transforms) -> Predictions, of one state.
+
+  Attributes:
+    system: that predicts; an evaluator of online learning takes its `step`.
+    state: of its parameters.
+    folder: where an evaluator may keep what a later start goes on from; ''
+      for nowhere.
+    rows: (state, source, transforms) -> Predictions.
+  """
+
+  system: System
+  state: State
+  folder: str
+  rows: Callable[..., Predictions]
+
+  def __call__(self, source, transforms) -> Predictions:
+    return self.rows(self.state, source, transforms)
+
+
+def make_predict(system, mesh, batch_size: int, folder=''):
+  """(state) -> predict(source, transforms) -> Predictions, see `Predict`.
 
   The compiled function is kept, so that an evaluation after every epoch
   compiles once. Every process reads its part of each batch; all get all rows.
@@ -52,6 +75,7 @@ def make_predict(system, mesh, batch_size: int):
     system: whose `predict` gives a dict of arrays with a row for each example.
     mesh: that the state lies on.
     batch_size: global; rounded up to a multiple of the devices.
+    folder: see `Predict`.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   batch_size = -(-batch_size // ways) * ways
@@ -64,24 +88,21 @@ def make_predict(system, mesh, batch_size: int):
 
   rows = jax.jit(rows, out_shardings=meshes.replicated(mesh))
 
-  def predict_with(state):
-    def predict(source, transforms) -> Predictions:
-      parts = []
-      for batch in eval_batches(
-        source,
-        transforms,
-        batch_size=batch_size // jax.process_count(),
-        shard=jax.process_index(),
-        shards=jax.process_count(),
-      ):
-        parts.append(rows(state, meshes.to_devices(batch, sharding)))
-        if len(parts) > IN_FLIGHT:
-          jax.block_until_ready(parts[-1 - IN_FLIGHT])
-      return _in_order(jax.device_get(parts), len(source))
+  def all_rows(state, source, transforms) -> Predictions:
+    parts = []
+    for batch in eval_batches(
+      source,
+      transforms,
+      batch_size=batch_size // jax.process_count(),
+      shard=jax.process_index(),
+      shards=jax.process_count(),
+    ):
+      parts.append(rows(state, meshes.to_devices(batch, sharding)))
+      if len(parts) > IN_FLIGHT:
+        jax.block_until_ready(parts[-1 - IN_FLIGHT])
+    return _in_order(jax.device_get(parts), len(source))
 
-    return predict
-
-  return predict_with
+  return lambda state: Predict(system, state, str(folder), all_rows)
 
 
 def _in_order(parts, size: int) -> Predictions:

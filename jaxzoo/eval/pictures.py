@@ -148,7 +148,7 @@ def confusion_matrix(
         j, i, str(counts[i, j]), ha='center', va='center',
         color=colour, fontsize=7,
       )  # fmt: skip
-  return _drawn(figure)
+  return drawn(figure)
 
 
 def learning_curves(
@@ -171,7 +171,9 @@ def learning_curves(
       name
       for line in history
       for name in line
-      if name not in skipped and not name.endswith('_per_second')
+      if name not in skipped
+      and not name.endswith('_per_second')
+      and name.count('/') < 2  # those of single layers are too many
     )
   names = list(names)
   columns = min(4, max(1, len(names)))
@@ -196,10 +198,11 @@ def learning_curves(
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
-  return _drawn(figure)
+  return drawn(figure)
 
 
-def _drawn(figure) -> np.ndarray:
+def drawn(figure) -> np.ndarray:
+  """A figure of matplotlib as uint8 [h, w, 3]."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=100)
   return np.asarray(Image.open(buffer).convert('RGB'))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxzoo.errors import UserError
 from jaxzoo.models.cards import Built, list_models, model_card
 from jaxzoo.weights import layout
-from jaxzoo.weights.merge import merge
+from jaxzoo.weights.merge import Report, merge
 from jaxzoo.weights.readers import read_state_dict
 
 __all__ = [
@@ -57,8 +57,9 @@ def create_model(
     features_only: the module gives a dict of feature maps by stage and has no
       classifier.
     dtype: of the computation; parameters are float32.
-    weights: a published checkpoint, as `weights.readers.read_state_dict` takes
-      it: a file, a folder, a name on the Hugging Face hub.
+    weights: a published checkpoint or one of ours, as
+      `weights.readers.read_state_dict` takes it: a file, a folder of Orbax, the
+      work directory of a run, a name on the Hugging Face hub.
     fresh: regexes of variables that `weights` may lack or have in another
       shape; those stay random.
     rng: key of the random variables; default `jax.random.key(0)`.
@@ -87,18 +88,41 @@ def create_model(
     fresh = (*fresh, built.head)
   rng = jax.random.key(0) if rng is None else rng
 
-  def init():
-    blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
-    return built.module.init(rng, *blank)
-
   # Where all comes from the checkpoint nothing random is made.
-  variables = jax.eval_shape(init) if weights and not fresh else jax.jit(init)()
+  if weights and not fresh:
+    return built.module, read_weights(built, weights)[0]
+  variables = jax.jit(lambda: _init(built, rng))()
   if weights:
-    loaded = built.convert(read_state_dict(weights))
-    variables, _ = merge(
-      variables, layout.to_layout(loaded, variables), fresh=fresh
-    )
+    variables, _ = read_weights(built, weights, variables, fresh=fresh)
   return built.module, variables
+
+
+def read_weights(
+  built: Built,
+  path: str | os.PathLike,
+  variables: dict | None = None,
+  *,
+  fresh: Sequence[str] = (),
+  strict: bool = True,
+) -> tuple[dict, Report]:
+  """The variables of a network from a checkpoint, and what was found in it.
+
+  Args:
+    built: of `build_model`.
+    path: as `weights` of `create_model`.
+    variables: what stays where nothing is loaded; default abstract arrays.
+    fresh: see `create_model`.
+    strict: see `weights.merge.merge`.
+  """
+  if variables is None:
+    variables = jax.eval_shape(lambda: _init(built, jax.random.key(0)))
+  loaded = layout.to_layout(built.convert(read_state_dict(path)), variables)
+  return merge(variables, loaded, fresh=fresh, strict=strict)
+
+
+def _init(built, rng):
+  blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
+  return built.module.init(rng, *blank)
 
 
 def build_model(
@@ -132,7 +156,7 @@ def build_model(
 
 
 def load_weights(name: str, path: str | os.PathLike, **options) -> dict:
-  """The variables of a model from a published checkpoint.
+  """The variables of a model from a published checkpoint or one of ours.
 
   Args:
     name: one of `list_models()`.

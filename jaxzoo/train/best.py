@@ -40,7 +40,9 @@ def better(
     UserError: there is no such metric.
   """
   if name not in metrics:
-    raise UserError(f'checkpoint.best: no metric {name!r}; ' + nearest(name, metrics))
+    raise UserError(
+      f'checkpoint.best: no metric {name!r}; ' + nearest(name, metrics)
+    )
   if step == best.step:
     return best
   sign = 1 if mode == 'max' else -1

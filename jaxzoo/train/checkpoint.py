@@ -7,8 +7,6 @@ resume under another configuration.
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,10 +20,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxzoo.errors import UserError
 from jaxzoo.system import State
+from jaxzoo.train.manifest import check_manifest, write_manifest
 from jaxzoo.train.mesh import placed
 from jaxzoo.train.optim import path_name
 
-MANIFEST = 'manifest.json'
 ARRAYS = 'arrays'  # key of the JSON: names, dtypes and shapes of the state
 
 
@@ -213,9 +211,13 @@ class Checkpoints:
     )
     return Restored(_like(restored['state'], state), meta)
 
-  def close(self):
+  def wait(self):
     """Waits for the last checkpoint to be whole."""
     self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits likewise, and ends."""
+    self.wait()
     self._manager.close()
 
 
@@ -225,29 +227,34 @@ def read(
   shardings: State,
   *,
   step: int | None = None,
+  optimizer: bool = False,
   verify: bool = True,
 ) -> Restored:
   """What `predict` needs of a checkpoint: `step`, `params` and `extra`.
 
   The folder is left as it is, so the run may go on at the same time. The
-  optimizer's arrays are not read, whatever the optimizer was.
+  optimizer's arrays are read only where `optimizer` says so.
 
   Args:
     directory: of the checkpoints of a run, local or remote.
-    state: abstract; its `opt` does not matter.
+    state: abstract; its `opt` does not matter without `optimizer`.
     shardings: of the same form.
     step: which; default the newest that is whole.
+    optimizer: whether to read `opt` as well.
     verify: whether to check the manifest's hashes first.
 
   Returns:
-    The state with () for `rng` and `opt`, and the JSON beside it.
+    The state with () for `rng` and for what was not read of it, and the JSON
+    beside it.
 
   Raises:
     UserError: no checkpoint (of that step), a damaged one where there is no
       other to turn to, or arrays of other names or shapes.
   """
   directory = _absolute(directory)
-  wanted = _parts(jax.eval_shape(_plain, state))
+  names = ('step', 'params', 'extra', *(['opt'] if optimizer else []))
+  parts = lambda state: {name: getattr(state, name) for name in names}
+  wanted = parts(jax.eval_shape(_plain, state))
 
   def damaged(folder):
     if step is not None:
@@ -261,7 +268,7 @@ def read(
       if name.split('/')[0] in wanted
     }
     _check_fits(directory / str(step), stored, _arrays(wanted))
-    target = placed(wanted, _parts(shardings))
+    target = placed(wanted, parts(shardings))
     restored = manager.restore(
       step,
       args=ocp.args.Composite(
@@ -272,8 +279,8 @@ def read(
         )
       ),
     )
-    parts = _like(restored['state'], _parts(state))
-    return Restored(State(rng=(), opt=(), **parts), meta)
+    found = _like(restored['state'], parts(state))
+    return Restored(State(**{'rng': (), 'opt': (), **found}), meta)
 
   with _read_only(directory) as manager:
     steps = manager.all_steps()
@@ -333,11 +340,6 @@ def _read_only(directory: epath.Path):
     if not manager.all_steps():
       raise UserError(f'no checkpoint in {directory} yet')
     yield manager
-
-
-def _parts(state: State) -> dict[str, Any]:
-  """What `read` reads of a state, by the names that it is stored under."""
-  return {name: getattr(state, name) for name in ('step', 'params', 'extra')}
 
 
 def _newest_whole(
@@ -428,61 +430,6 @@ def _differences(stored: Mapping, expected: Mapping, most: int = 8) -> str:
   if len(lines) > most:
     lines[most:] = [f'  and {len(lines) - most} more']
   return '\n'.join(lines)
-
-
-def _files(folder: epath.Path) -> list[epath.Path]:
-  """Every file below `folder`, sorted; `rglob` is refused on buckets."""
-  found = []
-  for path in sorted(folder.iterdir()):
-    found += _files(path) if path.is_dir() else [path]
-  return found
-
-
-def _hash(path: epath.Path) -> str:
-  digest = hashlib.blake2b(digest_size=16)
-  with path.open('rb') as file:
-    while block := file.read(2**22):
-      digest.update(block)
-  return digest.hexdigest()
-
-
-def write_manifest(folder: epath.Path) -> None:
-  """Writes size and hash of every file in the folders of `folder` beside them.
-
-  Files directly in `folder` are left out: they are orbax's notes on the commit,
-  which it completes afterwards.
-  """
-  files = {
-    str(path.relative_to(folder)): [path.stat().length, _hash(path)]
-    for item in sorted(folder.iterdir())
-    if item.is_dir()
-    for path in _files(item)
-  }
-  partial = folder / (MANIFEST + '.tmp')
-  partial.write_text(json.dumps(files, indent=1))
-  partial.replace(folder / MANIFEST)
-
-
-def check_manifest(folder: epath.Path) -> None:
-  """Raises ValueError naming the first file that differs from the manifest.
-
-  A checkpoint without one (the process died between commit and manifest) is
-  accepted with a warning: orbax found it complete.
-  """
-  path = folder / MANIFEST
-  if not path.exists():
-    logging.warning('checkpoint %s has no manifest: not verified', folder)
-    return
-  for name, (size, digest) in json.loads(path.read_text()).items():
-    file = folder / name
-    if not file.exists():
-      raise ValueError(f'{name} is missing')
-    if file.stat().length != size:
-      raise ValueError(
-        f'{name} has {file.stat().length} bytes instead of {size}'
-      )
-    if _hash(file) != digest:
-      raise ValueError(f'{name} has changed since it was written')
 
 
 def config_changes(stored: Mapping, current: Mapping, prefix='') -> list[str]:

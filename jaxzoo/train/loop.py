@@ -118,6 +118,7 @@ def train(
   save: Callable[[State, Mapping[str, float]], None],
   writer,
   display,
+  enough: Callable[[], bool] = lambda: False,
   profile_to: str = '',
 ) -> tuple[State, dict[str, float]]:
   """Runs `step_fn` from `state.step` to the end of the plan.
@@ -135,6 +136,8 @@ def train(
     save: (state, its evaluation's metrics, {} where it had none).
     writer: see writers.Writer.
     display: see writers.Display.
+    enough: asked after each evaluation: whether the run ends with it, its
+      state saved, before the plan does.
     profile_to: folder of the profiler trace.
 
   Returns:
@@ -178,13 +181,17 @@ def train(
       if evaluating:
         results = dict(evaluate(state))
         writer.scalars(step, results)
+        last = last or enough()
+        saving = saving or last
       if saving:
         # Without an evaluation of its own, a checkpoint has no metrics: with
         # former ones it would pass for the best.
         save(state, results if evaluating else {})
       if evaluating or saving:
         clock.restart()
-      if stop and not last:
+      if last:
+        break
+      if stop:
         raise Interrupted(step)
     if step == start:  # finished before: nothing left but to say how it ended
       results = dict(evaluate(state))

@@ -153,7 +153,19 @@ def abstract_batch(batch: dict, mesh: Mesh) -> dict:
   """Shapes, dtypes and sharding of the global batch, from one process's part.
 
   `corrupt`, which the pipeline keeps for itself, is left out.
+
+  Raises:
+    UserError: arrays of the batch, such as masks that many examples share,
+      whose rows do not divide over the devices.
   """
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  for key, value in batch.items():
+    rows = value.shape[0] * jax.process_count()
+    if rows % ways:
+      raise UserError(
+        f'the {rows} rows of {key!r} in a batch do not divide over {ways} '
+        'devices: make their number a multiple of it'
+      )
   return {
     key: jax.ShapeDtypeStruct(
       (value.shape[0] * jax.process_count(), *value.shape[1:]),

@@ -4,9 +4,11 @@ Everything is written by process 0 alone. A writer that fails (a full disk, a
 read-only folder) is reported once and switched off: it never ends a run.
 """
 
+import csv
+import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -63,6 +65,11 @@ class Writer:
     """Writes the file `name` at once, whole or not at all."""
     if self._active:
       self._replace(self._workdir / name, json.dumps(values, indent=2) + '\n')
+
+  def table(self, name: str, rows: Iterable[Sequence]) -> None:
+    """Writes `tables/NAME.csv`; the first row has the names of the columns."""
+    if self._active:
+      self._try('tables', self._save_table, name, rows)
 
   def history(self) -> list[dict]:
     """All lines of the run so far, those of former attempts included."""
@@ -127,6 +134,12 @@ class Writer:
       Image.fromarray(image).save(file, 'PNG')
     if self._events is not None:
       self._events.add_image(name, image, step, dataformats='HWC')
+
+  def _save_table(self, name, rows):
+    (self._workdir / 'tables').mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    self._replace(self._workdir / 'tables' / f'{name}.csv', text.getvalue())
 
 
 def format_scalars(values: Scalars) -> str:
@@ -226,6 +239,11 @@ def format_time(seconds: float) -> str:
   return f'{minutes}:{seconds:02}'
 
 
+def _cell(value: float) -> str:
+  """Two decimals of percent and the like, four digits of small numbers."""
+  return f'{value:.2f}' if value == 0 or abs(value) >= 1 else f'{value:.4g}'
+
+
 def result_table(
   metrics: Mapping[str, float], others: Mapping[str, Mapping] | None = None
 ) -> Table:
@@ -253,6 +271,6 @@ def result_table(
       if any(cell is not None for cell in cells):
         table.add_row(
           f'{evaluation} {label}'.strip(),
-          *('' if c is None else f'{c:.2f}' for c in cells),
+          *('' if c is None else _cell(c) for c in cells),
         )
   return table

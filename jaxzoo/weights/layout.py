@@ -89,6 +89,18 @@ def stack_blocks(tree: Mapping) -> dict:
   return rest
 
 
+def stack_deep(tree: Mapping) -> dict:
+  """`stack_blocks` wherever there is more than one block.
+
+  As `models/layers/stack.py` lays them out, which does not scan a single one.
+  """
+  if not isinstance(tree, Mapping):
+    return tree
+  if 'block_1' in tree:
+    return stack_blocks(tree)
+  return {name: stack_deep(value) for name, value in tree.items()}
+
+
 def unstack_blocks(tree: Mapping) -> dict:
   """`blocks` -> `block_0`, `block_1`, ...: the inverse of `stack_blocks`.
 

@@ -1,4 +1,4 @@
-"""State dicts from files: safetensors, PyTorch's archives, .npz; no torch.
+"""State dicts from files: safetensors, PyTorch's archives, .npz, Orbax.
 
 A PyTorch archive is a pickle, and a pickle can name any function to be called.
 Here nothing that a file names is ever imported or called: the few names that a
@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from jaxzoo.errors import UserError
-from jaxzoo.weights import hub
+from jaxzoo.weights import hub, orbax
 from jaxzoo.weights.unpickling import unpickle
 
 _SAFETENSORS_DTYPES = {
@@ -52,14 +52,16 @@ def read_state_dict(
 
   The format is told by the content: safetensors, a zip archive of PyTorch
   (`torch.save` since 1.6, and TorchScript, whose code is not read), or of
-  arrays (`np.savez`, not compressed: published JAX checkpoints). A state
+  arrays (`np.savez`, not compressed: published JAX checkpoints); a folder of
+  Orbax is known by its files, and gives paths (`weights/orbax.py`). A state
   dict under 'state_dict', 'model_state_dict' or 'model' is taken out, and the
   'module.' in front of all names of a data-parallel run is stripped. Other
   content (optimizer, epoch) is left out.
 
   Args:
-    path: a file, or a folder with model.safetensors or pytorch_model.bin; also
-      gs://..., hf://ORG/NAME[/FILE] or ORG/NAME of the Hugging Face hub.
+    path: a file, a folder with model.safetensors or pytorch_model.bin, a folder
+      of Orbax or the work directory of a run; also gs://...,
+      hf://ORG/NAME[/FILE] or ORG/NAME of the Hugging Face hub.
     half_to_float: cast float16 and bfloat16 to float32.
 
   Returns:
@@ -69,6 +71,9 @@ def read_state_dict(
     UserError: there is no such file, it is damaged or truncated, or it names
       anything that is not a tensor or a container.
   """
+  folder = orbax.find(path)
+  if folder is not None:
+    return orbax.read(folder)
   file = hub.find(path)
   head = _head(file)
   if head[:2] == b'PK':

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import pallas
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxzoo import catalog, main
+from jaxzoo import catalog, runs
 from jaxzoo.bench.flops import count_flops, training_flops
 from jaxzoo.system import alternate, from_loss
 
@@ -228,7 +228,7 @@ def flops_of(name, **overrides):
   config = catalog.get_config(name)
   data = catalog.part(catalog.DATA, config.data.kind, 'data.kind')
   config.update(overrides)
-  system = main.build_system(config, optax.sgd(0.1))
+  system = runs.build_system(config, optax.sgd(0.1))
   batch = jax.eval_shape(lambda: data.example_batch(config))
   state = jax.eval_shape(system.init, jax.random.key(0), batch)
   return config, training_flops(system, state, batch)

@@ -116,7 +116,12 @@ def test_lean_step_drops_masks_beyond_the_budget_as_ours_does():
 
 def test_process_runs_the_steps_that_it_is_asked_for():
   config = small()
-  process = TorchProcess(config, synthetic_batch(config), lean=True)
+  process = TorchProcess(
+    'jaxzoo.bench.irra_torch:make',
+    sizes_of(config),
+    True,
+    synthetic_batch(config),
+  )
   try:
     assert process.told['parameters'] > 0
     assert len(process.run(2)) == 2 and len(process.run(1)) == 1

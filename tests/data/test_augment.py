@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxzoo.data import augment, randaugment, transforms
+from jaxzoo.data import augment, autoaugment, randaugment, transforms
 from jaxzoo.errors import UserError
 
 
@@ -245,9 +245,44 @@ def test_what_comes_in_from_outside_has_the_fill_colour():
   np.testing.assert_array_equal(got[:, :9], picture(20, 20)[:, 10:19])
 
 
+# AutoAugment.
+
+
+@pytest.mark.parametrize('name', autoaugment.POLICIES)
+def test_policies_are_25_pairs_of_known_operations(name):
+  policy = autoaugment.POLICIES[name]
+  assert len(policy) == 25
+  for operation, p, level in (each for pair in policy for each in pair):
+    assert operation in autoaugment.NAMES
+    assert 0 <= p <= 1 and 0 <= level <= 10
+
+
+@pytest.mark.parametrize(
+  'operation, level, want',
+  [
+    ('posterize', 6, lambda x: randaugment.posterize(x, 6)),
+    ('solarize', 5, lambda x: randaugment.solarize(x, 128)),
+    ('invert', 0, randaugment.invert),
+    ('auto_contrast', 0, randaugment.autocontrast),
+    ('color', 0, lambda x: augment.adjust_saturation(x, 0.1)),
+    ('brightness', 10, lambda x: augment.adjust_brightness(x, 1.9)),
+  ],
+)
+def test_operations_of_a_policy_are_those_of_their_names(
+  monkeypatch, operation, level, want
+):
+  pair = ((operation, 1.0, level), ('invert', 0.0, 0))
+  monkeypatch.setitem(autoaugment.POLICIES, 'one', (pair,))
+  got = autoaugment.auto_augment('one')(
+    {'image': PICTURES[0]}, np.random.default_rng(0)
+  )
+  np.testing.assert_array_equal(got['image'], want(PICTURES[0]))
+
+
 # All of them.
 
 RANDOM = {
+  'auto': autoaugment.auto_augment('imagenet'),
   'crop': augment.random_resized_crop(8, 8),
   'crop_random': augment.random_resized_crop(8, 8, interpolation='random'),
   'jitter': augment.color_jitter(0.4, 0.4, 0.4, 0.1),
@@ -292,6 +327,7 @@ def test_one_channel_is_left_where_it_is_asked():
     (lambda: augment.color_jitter(-0.1), 'must not be negative'),
     (lambda: augment.color_jitter(hue=0.6), 'hue at most 0.5'),
     (lambda: augment.grayscale(2), 'channels=2'),
+    (lambda: autoaugment.auto_augment('imagnet'), 'did you mean imagenet'),
     (lambda: augment.grayscale(1, p=0.5), 'p=0.5'),
     (lambda: transforms.pad_crop(1, 'mirror'), "no padding 'mirror'"),
     (lambda: transforms.resize(4, 4, 'nearest'), "no interpolation 'nearest'"),

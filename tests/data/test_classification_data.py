@@ -169,6 +169,20 @@ def test_digits_are_split_without_overlap():
   assert len(counts) == 10 and counts.min() > 20
 
 
+def test_parts_of_the_digits_are_written_as_of_tfds():
+  read = labelled.read_digits
+  whole, first, rest = (read(f'train{x}') for x in ('', '[:200]', '[200:]'))
+  assert (len(first), len(rest)) == (200, 1238)
+  joined = np.concatenate([first.labels, rest.labels])
+  np.testing.assert_array_equal(joined, whole.labels)
+  np.testing.assert_array_equal(
+    read('train[5:9]')[1]['image'], whole[6]['image']
+  )
+  for split in ('val', 'train[200]', 'train[:x]', 'test[400:]'):
+    with pytest.raises(UserError, match='digits'):
+      read(split)
+
+
 @pytest.mark.parametrize(
   'module, read, words',
   [
@@ -274,15 +288,28 @@ def test_damaged_file_of_shapes_is_drawn_again(tmp_path):
   np.testing.assert_array_equal(images, again)
 
 
-def test_shapes_are_too_hard_for_a_linear_model():
-  settings = shapes.Settings(train=800, test=400, size=16)
+@pytest.mark.parametrize(
+  'easier, limit',
+  [
+    ({}, 0.25),
+    (
+      dict(turn=15.0, clutter=0.0, hidden=0.0, texture=False, bright=True),
+      0.4,
+    ),
+  ],
+  ids=str,
+)
+def test_shapes_are_too_hard_for_a_linear_model_but_in_easier_settings(
+  easier, limit
+):
+  settings = shapes.Settings(train=800, test=400, size=16, **easier)
   x, y = shapes.make(settings, 'train')
   z, t = shapes.make(settings, 'test')
   x, z = (a.reshape(len(a), -1) / 255.0 - 0.5 for a in (x, z))
   # Ridge regression on the labels, by the kernel of the 800 pictures.
   dual = np.linalg.solve(x @ x.T + 100 * np.eye(len(x)), np.eye(10)[y])
   right = ((z @ x.T @ dual).argmax(1) == t).mean()
-  assert right < 0.25
+  assert right < limit if easier == {} else right > limit
 
 
 @pytest.mark.parametrize(
@@ -291,6 +318,9 @@ def test_shapes_are_too_hard_for_a_linear_model():
     (dict(size=4), 'size=4'),
     (dict(train=0), 'train=0'),
     (dict(seed=-1), 'seed'),
+    (dict(turn=181.0), 'turn=181'),
+    (dict(clutter=-0.1), 'clutter'),
+    (dict(hidden=1.5), 'hidden=1.5'),
   ],
 )
 def test_shapes_that_cannot_be_drawn_are_an_error(tmp_path, fields, words):

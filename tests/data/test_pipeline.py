@@ -120,15 +120,23 @@ def test_order_does_not_depend_on_the_threads():
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same_batches_and_states(pedestrians_root):
+@pytest.mark.parametrize(
+  'name, keys',
+  [
+    ('cfam:tiny', ('image', 'text', 'pid')),
+    ('greenmim:tiny', ('image', 'keep', 'groups1_shifted')),  # of batches, too
+  ],
+)
+def test_worker_processes_give_the_same_batches_and_states(
+  name, keys, pedestrians_root
+):
   # A real source: worker processes cannot import what a test module defines.
-  config = catalog.get_config('cfam:tiny')
-  config.data.root = str(pedestrians_root)
+  config = catalog.get_config(name)
+  if name.startswith('cfam'):
+    config.data.root = str(pedestrians_root)
   module = catalog.part(catalog.DATA, config.data.kind, 'data.kind')
   data = module.train_data(config)
-  make = lambda: pipeline.train_dataset(
-    data.source, data.transforms, batch_size=8, seed=0
-  )
+  make = lambda: pipeline.train_dataset(*data, batch_size=8, seed=0)
   want = [make()[i] for i in range(8)]
   batches = Prefetch(iterate(make(), workers=2), lambda batch: batch)
   got = [next(batches) for _ in range(5)]
@@ -138,11 +146,71 @@ def test_worker_processes_give_the_same_batches_and_states(pedestrians_root):
   resumed.set_state(state)
   got += [next(resumed) for _ in range(3)]
   for batch, expected in zip(got, want, strict=True):
-    for key in ('image', 'text', 'pid'):
+    for key in keys:
       np.testing.assert_array_equal(batch[key], expected[key])
   del resumed, batches
   gc.collect()
   assert not multiprocessing.active_children(), 'workers must not linger'
+
+
+# Transforms of batches.
+
+
+def share(batch, rng):
+  """One number for all, and the sum of what was batched."""
+  return {**batch, 'shared': rng.random(2), 'sum': np.array([batch['x'].sum()])}
+
+
+def shared_dataset(shard=0, shards=1, seed=0, **options):
+  return pipeline.train_dataset(
+    Numbers(24, **options),
+    [jitter],
+    [share, lambda batch, rng: {**batch, 'second': rng.random(1)}],
+    batch_size=4,
+    seed=seed,
+    shard=shard,
+    shards=shards,
+  )
+
+
+def test_transforms_of_batches_see_whole_batches():
+  data, plain = shared_dataset(), dataset(size=24)
+  for i in range(12):
+    np.testing.assert_array_equal(data[i]['x'], plain[i]['x'])
+    np.testing.assert_array_equal(data[i]['noise'], plain[i]['noise'])
+    assert data[i]['sum'] == plain[i]['x'].sum()
+    assert data[i]['second'] not in data[i]['shared'], 'one generator for all'
+
+
+def test_batches_draw_numbers_by_seed_place_and_shard():
+  draws = [
+    tuple(shared_dataset(shard, shards, seed)[i]['shared'])
+    for shard, shards, seed in [(0, 1, 0), (1, 2, 0), (0, 1, 1)]
+    for i in range(13)  # more than two epochs
+  ]
+  assert len(set(draws)) == len(draws)
+  again = [tuple(shared_dataset()[i]['shared']) for i in range(13)]
+  assert draws[:13] == again
+
+
+@pytest.mark.parametrize('threads', [0, 3])
+def test_resumed_batches_draw_what_uninterrupted_ones_would(threads):
+  stream = iterate(shared_dataset(), threads)
+  take(stream, 5, 'shared')
+  state = stream.get_state()
+  want = take(stream, 4, 'shared')
+  resumed = iterate(shared_dataset(), threads)
+  resumed.set_state(state)
+  assert take(resumed, 4, 'shared') == want
+
+
+def test_damage_is_counted_beside_transforms_of_batches():
+  batches = Prefetch(
+    iterate(shared_dataset(corrupt=[5])), lambda batch: batch, max_corrupt=1
+  )
+  take(batches, 6, 'shared')
+  assert batches.corrupt == {5}
+  closing(batches)
 
 
 # Damaged records.

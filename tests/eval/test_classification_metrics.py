@@ -266,6 +266,21 @@ def test_evaluator_of_classification_tells_and_shows(config):
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
 
 
+def test_evaluator_takes_the_output_that_it_is_told(config):
+  both = lambda labels, rng: {
+    'logits': np.zeros((len(labels), 10), np.float32),
+    'second': knowing(labels, rng)['logits'],
+  }
+  make = lambda **fields: classification.make_evaluator(config, **fields)
+  first, second = (
+    make(**fields)(predicting(both)).metrics
+    for fields in ({}, {'output': 'second'})
+  )
+  assert first['top1'] == 10.0 and second['top1'] > 80
+  with pytest.raises(UserError, match="no 'secnd'; did you mean second"):
+    make(output='secnd')(predicting(both))
+
+
 @pytest.mark.parametrize('module', [knn, linear_probe])
 def test_evaluators_of_vectors_find_what_is_there(config, module):
   evaluate = module.make_evaluator(config, split='test')

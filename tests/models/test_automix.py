@@ -267,9 +267,15 @@ def test_all_four_heads_answer():
   system, state, after, _ = run()
   outputs = jax.jit(system.predict)(after, batch_of())
   heads = {f'logits_{x}_{w}' for x in ('one', 'mix') for w in 'qk'}
-  assert set(outputs) == {'logits', *heads}
+  assert set(outputs) == {'logits', 'vector', *heads}
   np.testing.assert_array_equal(outputs['logits'], outputs['logits_one_k'])
-  assert all(x.shape == (ROWS, 3) for x in outputs.values())
+  assert all(outputs[name].shape == (ROWS, 3) for name in heads)
+  head = after.extra['head_one_k']
+  np.testing.assert_allclose(
+    outputs['vector'] @ head['kernel'] + head['bias'],
+    outputs['logits'],
+    atol=1e-5,
+  )
   del state
   assert jnp.any(outputs['logits_one_q'] != outputs['logits_one_k'])
 

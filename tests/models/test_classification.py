@@ -189,6 +189,8 @@ def vit(name='deit_tiny_patch16_224', **overrides):
     (dict(loss=dict(smoothed='al')), "loss.smoothed.*'al'"),
     (dict(loss=dict(mixup=-1.0)), 'loss.mixup=-1.0'),
     (dict(loss=dict(label_smoothing=1.5)), 'loss.label_smoothing=1.5'),
+    (dict(loss=dict(mixup_ramp=-1.0)), 'loss.mixup_ramp=-1.0'),
+    (dict(loss=dict(mixup_ramp=9.0)), 'of mixup alone'),
     (dict(dtype='float31'), 'dtype'),
   ],
   ids=str,
@@ -257,6 +259,26 @@ def test_accuracy_is_on_the_label_with_the_larger_share():
     np.testing.assert_array_equal(best, labels)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
     assert image.dtype == jnp.float32 and float(image.max()) <= 1
+
+
+def test_mixup_that_comes_in_slowly_begins_with_whole_pictures():
+  config = tiny(epochs=4.0)
+  config.loss.update(
+    mixup=5.0, cutmix=0.0, mixup_prob=1.0, mixup_ramp=2.0, label_smoothing=0.0
+  )
+  plain = config.copy_and_resolve_references()
+  plain.loss.update(mixup=0.0, mixup_ramp=0.0)
+  batch = batch_of(config)
+  mixing = main.create_system(config, total_steps=8)  # 2 an epoch
+  whole = main.create_system(plain, total_steps=8)
+  step, reference = jax.jit(mixing.step), jax.jit(whole.step)
+  state, same = mixing.init(KEY, batch), whole.init(KEY, batch)
+  for i in range(4):
+    state, metrics = step(state, batch)
+    same, wanted = reference(same, batch)
+    equal = np.allclose(metrics['loss'], wanted['loss'], rtol=1e-5)
+    assert equal == (i < 2), i
+    assert state.extra['steps'] == i + 1
 
 
 def test_what_is_drawn_depends_on_the_step():

@@ -218,3 +218,16 @@ def test_mixup_comes_in_over_the_epochs():
   keys = jax.random.split(KEY, 200)
   shares = jax.vmap(share, (0, None))(keys, 0.2)
   assert jnp.isfinite(shares).all() and shares.min() < 0.1 < 0.9 < shares.max()
+
+
+def test_small_stem_keeps_the_size_of_small_images():
+  options = dict(depths=(1, 1), width=8, small_stem=True, features_only=True)
+  module = build_model(
+    'resnet18_dcd', num_classes=3, image_size=16, **options
+  ).module
+  image = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+  maps, variables = jax.eval_shape(
+    lambda x: module.init_with_output(KEY, x), image
+  )
+  assert [maps[name].shape[1] for name in ('stage1', 'stage2')] == [16, 8]
+  assert variables['params']['stem_conv']['kernel'].shape == (3, 3, 3, 8)

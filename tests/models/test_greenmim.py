@@ -10,10 +10,12 @@ import optax
 import pytest
 from tiny_retrieval import filled
 
+from jaxzoo import catalog, initial, main
 from jaxzoo.errors import UserError
 from jaxzoo.models.create import build_model
 from jaxzoo.models.self_supervised import greenmim, window_groups
 from jaxzoo.weights import layout
+from jaxzoo.weights.writers import write_safetensors
 
 GRID, WINDOW = (4, 4), 4
 ENCODER = dict(width=8, depths=(2, 2), num_heads=(1, 2), window=WINDOW)
@@ -27,6 +29,9 @@ def config(**fields):
     dict(
       dict(
         image_size=(32, 32),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        visible_only=True,
         encoder=ENCODER,
         decoder=dict(width=8, depth=1, num_heads=2),
         mask_ratio=0.25,
@@ -110,6 +115,18 @@ def test_published_masks_fit_the_planned_groups(window, groups):
       rows = [set(ids[row[row >= 0]]) for row in order]
       # No window is torn: its number is met in one group only.
       assert sum(map(len, rows)) == len(set(ids))
+
+
+def test_blank_masks_have_the_form_of_drawn_ones():
+  for ratio, window in ((0.75, 7), (0.75, 14), (0.25, 7)):
+    kept = window_groups.kept_patches((7, 7), ratio)
+    stages = window_groups.plan_stages((7, 7), kept, window)
+    drawn = window_groups.draw_masks(
+      np.random.default_rng(0), 1, (7, 7), ratio, stages
+    )
+    blank = window_groups.blank_masks(1, (7, 7), ratio, stages)
+    form = lambda masks: {k: (x.shape, x.dtype) for k, x in masks.items()}
+    assert form(blank) == form(drawn)
 
 
 def test_more_groups_than_planned_are_refused():
@@ -222,14 +239,14 @@ def test_loss_counts_masked_patches_against_normalised_pixels():
   target = np.asarray(greenmim.patches(x, 8))
   target = target - target.mean(-1, keepdims=True)
   target = target / np.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
-  loss = functools.partial(
-    greenmim.reconstruction_loss, image=x, keep=keep, side=8
+  errors = functools.partial(
+    greenmim.reconstruction_errors, image=x, keep=keep, side=8
   )
-  assert float(loss(target)) < 1e-8
+  assert errors(target).max() < 1e-8
   target[:, keep] += 3
-  assert float(loss(target)) < 1e-8
-  target[:, 1] += 1
-  np.testing.assert_allclose(loss(target), 1 / 14, rtol=1e-4)
+  assert errors(target).max() < 1e-8
+  target[0, 1] += 1
+  np.testing.assert_allclose(errors(target), [1 / 14, 0], rtol=1e-4, atol=1e-8)
 
 
 def test_order_of_the_released_code_moves_the_latents():
@@ -294,6 +311,97 @@ def test_each_mask_has_its_share_of_the_images():
     )
 
 
+# All patches instead.
+
+
+def dense_state(**fields):
+  """(system on all patches, its state with filled parameters)."""
+  system = greenmim.build(config(visible_only=False, **fields), optax.sgd(0.1))
+  state = jax.eval_shape(system.init, jax.random.key(0), batch())
+  return system, state._replace(params=filled(state.params))
+
+
+@functools.cache
+def dense_predict():
+  system, state = dense_state()
+  return jax.jit(lambda b: system.predict(state, b))
+
+
+def with_pixels(rows, values, images=4):
+  """A batch with other pixels in some patches of all images."""
+  given = batch(images=images, masks=1)
+  hidden = np.setdiff1d(np.arange(16), given['keep'][0])
+  patch = (hidden if rows == 'hidden' else given['keep'][0])[0]
+  y, x = 8 * (patch // 4), 8 * (patch % 4)
+  image = given['image'].copy()
+  image[:, y : y + 8, x : x + 8] = values
+  return {**given, 'image': image}
+
+
+def test_encoder_of_all_patches_sees_a_token_for_hidden_ones():
+  one, other = (dense_predict()(with_pixels('hidden', x)) for x in (0, 200))
+  np.testing.assert_array_equal(one['prediction'], other['prediction'])
+  assert np.abs(one['loss'] - other['loss']).max() > 1e-3
+  seen = dense_predict()(with_pixels('seen', 200))['prediction']
+  assert np.abs(seen - one['prediction']).max() > 1e-3
+  assert one['latent'].shape == (4, 16, 16)
+
+
+def test_both_kinds_start_with_the_same_parameters():
+  inits = [
+    greenmim.build(config(visible_only=kind), optax.sgd(0.1)).init
+    for kind in (True, False)
+  ]
+  visible, everything = (
+    jax.jit(init)(jax.random.key(0), batch()).params for init in inits
+  )
+  token = dict(everything['encoder']).pop('mask_token')
+  assert token.shape == (8,) and float(abs(token).max()) > 0
+  encoder = {
+    k: x for k, x in everything['encoder'].items() if k in visible['encoder']
+  }
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    {**everything, 'encoder': encoder},
+    visible,
+  )
+
+
+@pytest.mark.parametrize('visible_only', [True, False])
+def test_vector_of_whole_pictures_is_swins(visible_only):
+  own = config(visible_only=visible_only)
+  system = greenmim.build(own, optax.sgd(0.1))
+  state = jax.eval_shape(system.init, jax.random.key(0), batch())
+  state = state._replace(params=filled(state.params))
+  images = batch()['image']
+  got = jax.jit(lambda x: system.predict(state, {'image': x}))(images)
+  encoder = {
+    k: x for k, x in state.params['encoder'].items() if k != 'mask_token'
+  }
+  built = build_model('swin_tiny', **ENCODER, image_size=32, epsilon=1e-6)
+  normal = (images / 255 - np.asarray(own.mean)) / np.asarray(own.std)
+  want = jax.jit(
+    lambda x: built.module.apply({'params': encoder}, x, method='features')
+  )(normal.astype(np.float32))
+  assert list(got) == ['vector']
+  np.testing.assert_allclose(got['vector'], want.vector, atol=2e-4)
+
+
+def test_encoder_of_all_patches_goes_into_swin_without_its_token():
+  _, state = dense_state()
+  own = config(visible_only=False)
+  tensors = greenmim.export(state.params, {}, own)
+  assert tensors['encoder.mask_token'].shape == (1, 1, 8)
+  jax.tree.map(
+    np.testing.assert_array_equal, greenmim.convert(tensors, own), state.params
+  )
+  built = build_model('swin_tiny', **ENCODER, image_size=32)
+  got = built.convert(tensors)['params']
+  encoder = dict(state.params['encoder'])
+  encoder.pop('mask_token')
+  jax.tree.map(np.testing.assert_array_equal, got, encoder)
+
+
 def test_images_that_do_not_divide_over_masks_are_an_error():
   with pytest.raises(ValueError, match='3 images'):
     greenmim.map_masks(lambda *_: 0, batch(images=3, masks=2))
@@ -310,17 +418,41 @@ def test_checkpoint_goes_both_ways(scan):
   system = greenmim.build(own, optax.sgd(0.1))
   init = jax.eval_shape(system.init, jax.random.key(0), batch())
   params = filled(init.params)
-  tensors = greenmim.export(params, own)
+  tensors = greenmim.export(params, {}, own)
   tensors['decoder_pos_embed'] = np.zeros((1, 16, 8))
   got = greenmim.convert(tensors, own)
   jax.tree.map(np.testing.assert_array_equal, got, params)
 
 
 def test_encoder_loads_into_swin():
-  tensors = greenmim.export(parameters(), config())
+  tensors = greenmim.export(parameters(), {}, config())
   built = build_model('swin_tiny', **ENCODER, image_size=32)
   got = built.convert(tensors)['params']
   jax.tree.map(np.testing.assert_array_equal, got, parameters()['encoder'])
+
+
+def test_encoder_begins_a_classifier_through_a_file(tmp_path):
+  tensors = greenmim.export(parameters(), {}, config())
+  path = tmp_path / 'greenmim.safetensors'
+  write_safetensors(path, tensors)
+  own = catalog.get_config('classification:tiny,model=swin_tiny,size=32')
+  own = own.unlock()
+  own.model_options = ENCODER
+  own.num_classes = 10
+  own.init.weights = str(path)
+  system = main.create_system(own)
+  images = {
+    'image': np.zeros((2, 32, 32, 3), np.uint8),
+    'label': np.zeros(2, int),
+  }
+  state = jax.jit(system.init)(jax.random.key(0), images)
+  state, report = initial.put_weights(state, initial.load_weights(own), own)
+  head = state.params.pop('head')
+  assert head['kernel'].shape == (16, 10)
+  jax.tree.map(
+    np.testing.assert_array_equal, state.params, parameters()['encoder']
+  )
+  assert sorted(report.fresh) == ['head/bias', 'head/kernel']
 
 
 @pytest.mark.parametrize(
@@ -339,8 +471,9 @@ def test_number_of_parameters_is_the_published_one(name, encoder, whole):
     mask_ratio=0.75,
   )
   system = greenmim.build(own, optax.sgd(0.1))
-  masks = window_groups.draw_masks(
-    np.random.default_rng(0), 1, (7, 7), 0.75, greenmim.plans(own)
+  module, decoder = greenmim.make_modules(own)
+  masks = window_groups.blank_masks(
+    1, decoder.grid, 0.75, module.plans(decoder.grid, 12)
   )
   example = {'image': np.zeros((2, 224, 224, 3), np.uint8), **masks}
   params = jax.eval_shape(system.init, jax.random.key(0), example).params

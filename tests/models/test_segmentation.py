@@ -156,3 +156,30 @@ def test_published_classifier_becomes_the_backbone():
     variables['params']['stem_conv']['kernel'],
   )
   assert loaded['backbone'].keys() == state.params['backbone'].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name',
+  [
+    'resnet18',
+    'mobilenet_v3_small',
+    'efficientnet_b0',
+    'shufflenet_v2_x0_5',
+    'swin_tiny',
+    'lightvit_tiny',
+    'deit_tiny_patch16_224',
+    'stvit_deit_tiny',
+    'resnet18_dcd',
+    'genet_small',
+  ],
+)
+def test_any_backbone_carries_a_pyramid(name):
+  config = catalog.get_config(f'segmentation:folder,model={name}').unlock()
+  config.image_size = (224, 224)
+  config.num_classes = 5
+  system = segmentation.build(config, optax.sgd(0.1))
+  batch = jax.eval_shape(lambda: data.example_batch(config))
+  state = jax.eval_shape(system.init, jax.random.key(0), batch)
+  outputs = jax.eval_shape(system.predict, state, batch)
+  assert outputs['classes'].shape == (config.batch_size, 224, 224)

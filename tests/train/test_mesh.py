@@ -158,6 +158,12 @@ def test_batch_that_does_not_divide_is_an_error(mesh, size, parts, words):
     meshes.check_batch(size, mesh, parts)
 
 
+def test_rows_that_do_not_divide_over_the_devices_are_named(mesh):
+  batch = {'image': np.zeros((8, 3)), 'keep': np.zeros((2, 5))}
+  with pytest.raises(UserError, match="2 rows of 'keep'.*over 4 devices"):
+    meshes.abstract_batch(batch, mesh)
+
+
 def test_batch_goes_to_the_devices_in_order_and_whole(mesh):
   batch = {'x': np.arange(24, dtype=np.int32).reshape(8, 3)}
   array = meshes.to_devices(batch, meshes.batch_sharding(mesh))['x']

@@ -359,6 +359,8 @@ TOTAL, WARMUP, START = 40, 10, 0.2
 
 def closed_form(name, step, end=0.0):
   """The rate over LR, written out from the definitions."""
+  if name == 'cosine_after_first' and step < 1:
+    return 1.0
   if step < WARMUP and name != 'step':
     return START + (1 - START) * step / WARMUP
   r = (step - WARMUP) / (TOTAL - WARMUP)
@@ -368,6 +370,7 @@ def closed_form(name, step, end=0.0):
   full = {
     'constant': 1.0,
     'cosine': 0.5 * (1 + math.cos(math.pi * r)),
+    'cosine_after_first': 0.5 * (1 + math.cos(math.pi * r)),
     'cosine_whole': 0.5 * (1 + math.cos(math.pi * step / TOTAL)),
     'linear': 1 - r,
     'poly': (1 - r) ** 0.9,
@@ -427,3 +430,17 @@ def test_rate_by_epoch_is_constant_within_an_epoch(name):
 def test_unknown_schedule_names_the_nearest(name, nearest):
   with pytest.raises(UserError, match=f'optim.schedule.*{name}.*{nearest}'):
     make_schedule(name, LR, total_steps=1)
+
+
+def test_rate_that_is_set_after_each_epoch_is_whole_in_the_first():
+  rates = make_schedule(
+    'cosine_after_first',
+    2.0,
+    total_steps=100,
+    warmup_steps=20,
+    steps_per_epoch=10,
+  )
+  want = {0: 2.0, 9: 2.0, 10: 1.0, 20: 2.0}  # epoch e >= 1: e / 2, then cosine
+  want[59] = 1 + np.cos(np.pi * 3 / 8)
+  for step, rate in want.items():
+    np.testing.assert_allclose(rates(step), rate, rtol=1e-6)

@@ -7,6 +7,7 @@ has `names`, those of the classes, and `labels`, int32 [n], without decoding.
 import importlib
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -143,6 +144,35 @@ def read_folder(
   return Files(f'{root}, {split}', paths, labels, names, cache)
 
 
+def read_pictures(root: str | os.PathLike, split: str, cache=False) -> Files:
+  """All pictures below ROOT/SPLIT, whatever the folders in between.
+
+  For what learns without labels: all have the label 0, of a class `''`.
+
+  Args:
+    root: folder with the splits.
+    split: its folder in it.
+    cache: see `Files`.
+
+  Raises:
+    UserError: no such folder, or no picture below it.
+  """
+  root = pathlib.Path(root).expanduser()
+  place = root / split
+  if not place.is_dir():
+    raise UserError(
+      f'no folder {place}; {root} has '
+      + (', '.join(_folders(root)[:8]) or 'no folders')
+    )
+  paths = sorted(_images_below(place))
+  if not paths:
+    raise UserError(
+      f'no images below {place} (' + ' '.join(IMAGE_SUFFIXES) + ')'
+    )
+  labels = np.zeros(len(paths), np.int32)
+  return Files(f'{root}, {split}', paths, labels, ('',), cache)
+
+
 def _folders(place: pathlib.Path) -> list[str]:
   if not place.is_dir():
     return []
@@ -234,7 +264,8 @@ def read_digits(split: str) -> Arrays:
   """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, offline.
 
   Every fifth is for 'test', the rest for 'train' (chosen here; the data set
-  has no split of its own).
+  has no split of its own). A part of one is written as TFDS does: 'train[:200]',
+  'train[200:]'.
   """
   try:
     datasets = importlib.import_module('sklearn.datasets')
@@ -242,10 +273,18 @@ def read_digits(split: str) -> Arrays:
     raise UserError(
       'the digits come with scikit-learn: pip install "jaxzoo[sklearn]"'
     ) from error
-  if split not in ('train', 'test'):
-    raise UserError(f'digits have no split {split!r}: train and test')
+  match = re.fullmatch(r'(train|test)(?:\[(\d*):(\d*)\])?', split)
+  if not match:
+    raise UserError(
+      f'digits have no split {split!r}: train and test, or a part of them, as '
+      'in train[:200]'
+    )
   digits = datasets.load_digits()
-  chosen = (np.arange(len(digits.target)) % 5 == 4) == (split == 'test')
+  chosen = (np.arange(len(digits.target)) % 5 == 4) == (match[1] == 'test')
+  first, last = (int(x) if x else None for x in match.groups()[1:])
+  chosen = np.flatnonzero(chosen)[first:last]
+  if not len(chosen):
+    raise UserError(f'digits: {split} is empty')
   gray = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
   return Arrays(
     f'digits, {split}',

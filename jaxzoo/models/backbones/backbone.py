@@ -113,9 +113,14 @@ def built(
   rows = tuple(rows)
   is_head = re.compile(head).search
   headless = not module.num_classes or module.features_only
+  paths = {path for row in rows for path in row_paths(row)}
 
   def convert(state_dict):
-    flat = adapt(layout.flatten(load(canonical(state_dict), rows)))
+    # A checkpoint of our own, by our paths, needs no rows.
+    flat = own_paths(state_dict)
+    if 2 * len(paths & flat.keys()) <= len(flat):
+      flat = layout.flatten(load(canonical(state_dict), rows))
+    flat = adapt(flat)
     if stem in flat:
       flat[stem] = np.asarray(fold_channels(flat[stem], in_chans))
     if headless:
@@ -124,13 +129,23 @@ def built(
 
   def export(variables):
     there = layout.flatten(layout.unstack_blocks(variables))
-    kept = [row for row in rows if not (headless and is_head(first(row)))]
+    kept = [
+      row for row in rows if not (headless and is_head(row_paths(row)[0]))
+    ]
     return save(layout.unflatten(there), kept)
 
   image = jax.ShapeDtypeStruct((1, *image_size, in_chans), jnp.float32)
   return Built(module, (image,), convert, export, head)
 
 
-def first(row: Row) -> str:
-  """Our path of a row, the first of several."""
-  return row.ours if isinstance(row.ours, str) else row.ours[0]
+def own_paths(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """Arrays by our paths, blocks unrolled; {} where names are no paths."""
+  try:
+    return layout.flatten(layout.unstack_blocks(layout.unflatten(state_dict)))
+  except ValueError:
+    return {}
+
+
+def row_paths(row: Row) -> tuple[str, ...]:
+  """Our paths of a row."""
+  return (row.ours,) if isinstance(row.ours, str) else row.ours

@@ -21,7 +21,8 @@ from jaxzoo.models.layers.transformer import (
   Transformer,
   clip_init,
 )
-from jaxzoo.weights.clip import convert_batch_stats, convert_clip
+from jaxzoo.weights import layout
+from jaxzoo.weights.clip import convert_batch_stats, convert_clip, export_clip
 
 START_TOKEN = 49406
 END_TOKEN = 49407
@@ -409,6 +410,8 @@ def build(
   module = Clip(towers, dtype=dtype, **own)
 
   def convert(state_dict):
+    if 'params/text/position_embedding' in state_dict:  # a file of ours
+      state_dict = export(layout.unflatten(state_dict))
     params = convert_clip(
       state_dict,
       image_size=image_size,
@@ -422,8 +425,11 @@ def build(
     stats = convert_batch_stats(state_dict)
     return {'params': params, **({'batch_stats': stats} if stats else {})}
 
+  def export(variables):
+    return export_clip(variables['params'], variables.get('batch_stats'))
+
   inputs = (
     jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32),
     jax.ShapeDtypeStruct((1, text_length), jnp.int32),
   )
-  return Built(module, inputs, convert)
+  return Built(module, inputs, convert, export)

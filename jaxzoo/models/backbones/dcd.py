@@ -182,6 +182,7 @@ class DcdResNet(nn.Module):
     bottleneck: blocks of three convolutions instead of two.
     width: channels of the first stage.
     num_classes: see `backbone`, as `features_only`.
+    small_stem: as in `resnet.ResNet`, for images of CIFAR's size.
     dropout: of the vector that the classifier takes.
     remat: as in `layers/transformer.py`, per block.
     dtype: compute dtype; the classifier is float32.
@@ -192,6 +193,7 @@ class DcdResNet(nn.Module):
   width: int = 64
   num_classes: int = 1000
   features_only: bool = False
+  small_stem: bool = False
   dropout: float = 0.0
   remat: str = 'none'
   dtype: Any = jnp.float32
@@ -207,13 +209,14 @@ class DcdResNet(nn.Module):
   def features(
     self, image: Float[Array, 'b h w c'], train: bool = False
   ) -> Features:
-    """Maps of strides 4, 8, 16, 32."""
+    """Maps of strides 4, 8, 16, 32 (1, 2, 4, 8 of a small stem)."""
     block = _remat(DynamicResidualBlock, self.remat)
-    x = conv(self.width, 7, 2, dtype=self.dtype, name='stem_conv')(
+    size, stride = (3, 1) if self.small_stem else (7, 2)
+    x = conv(self.width, size, stride, dtype=self.dtype, name='stem_conv')(
       image.astype(self.dtype)
     )
     x = nn.relu(BatchNorm(dtype=self.dtype, name='stem_bn')(x, train))
-    x = max_pool(x, 3, 2)
+    x = x if self.small_stem else max_pool(x, 3, 2)
     maps = {}
     for stage, depth in enumerate(self.depths, 1):
       for i in range(depth):

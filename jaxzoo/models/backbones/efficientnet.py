@@ -17,6 +17,7 @@ from jaxzoo.models.layers.squeeze_excite import SqueezeExcite
 from jaxzoo.weights.rows import Row
 
 SHARDING = mobile.SHARDING
+channel_groups = mobile.channel_groups
 
 # Expansion, kernel, stride of the first block, channels, blocks.
 _TABLE = (

@@ -28,6 +28,7 @@ from jaxzoo.models.layers.convolution import (
   TORCH_DEFAULT,
   conv,
   global_pool,
+  largest,
   uniform_bias,
 )
 from jaxzoo.models.layers.drop_path import drop_path_rates
@@ -133,7 +134,8 @@ class Merging(nn.Module):
     four = image.reshape(b, h, 2, w, 2, c).transpose(0, 1, 3, 4, 2, 5)
     four = four.reshape(b, h, w, 4, c)
     merged = norm('norm', self.dtype, 1e-5)(four.reshape(b, h, w, 4 * c))
-    image = dense('reduction')(merged) + dense('pool_proj')(four.max(3))
+    most = largest([four[:, :, :, i] for i in range(4)])
+    image = dense('reduction')(merged) + dense('pool_proj')(most)
     glob = norm('global_norm', self.dtype, 1e-5)(x.glob)
     return Tokens(dense('global_proj')(glob), image)
 

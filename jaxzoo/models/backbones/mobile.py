@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.compress.channels import ChannelGroup
 from jaxzoo.models.backbones import backbone
 from jaxzoo.models.backbones.backbone import Features
 from jaxzoo.models.cards import Built, ModelCard
@@ -65,6 +66,8 @@ class InvertedResidual(nn.Module):
     excite: makes the squeeze-and-excitation.
     norm: of the convolutions.
     dtype: compute dtype.
+    inputs: channels of the input in the whole network, 0: those that it has.
+    kept: of a compact network: channels within, squeezed to, and of the result.
   """
 
   plan: Block
@@ -72,23 +75,31 @@ class InvertedResidual(nn.Module):
   excite: Any = SqueezeExcite
   norm: Any = BatchNorm
   dtype: Any = None
+  inputs: int = 0
+  kept: tuple[int, int, int] = ()
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w c'], train: bool = False
   ) -> Float[Array, 'b h2 w2 o']:
     plan, dtype = self.plan, self.dtype
+    inputs = self.inputs or x.shape[-1]
+    expanded, squeezed, features = self.kept or (
+      plan.expanded,
+      plan.squeezed,
+      plan.features,
+    )
     y = x
-    if plan.expanded != x.shape[-1]:
+    if plan.expanded != inputs:
       y = ConvNorm(
-        plan.expanded,
+        expanded,
         activation=plan.activation,
         norm=self.norm,
         dtype=dtype,
         name='expand',
       )(y, train)
     y = ConvNorm(
-      plan.expanded,
+      expanded,
       plan.kernel_size,
       plan.stride,
       depthwise=True,
@@ -98,11 +109,11 @@ class InvertedResidual(nn.Module):
       name='depthwise',
     )(y, train)
     if plan.squeezed:
-      y = self.excite(plan.squeezed, dtype=dtype, name='se')(y, train)
-    y = ConvNorm(plan.features, norm=self.norm, dtype=dtype, name='project')(
+      y = self.excite(squeezed, dtype=dtype, name='se')(y, train)
+    y = ConvNorm(features, norm=self.norm, dtype=dtype, name='project')(
       y, train
     )
-    if plan.stride > 1 or plan.features != x.shape[-1]:
+    if plan.stride > 1 or plan.features != inputs:
       return y
     return x + DropPath(self.drop_path)(y, train)
 
@@ -124,6 +135,8 @@ class MobileNet(nn.Module):
     dropout: rate before the classifier.
     head_init: of the classifier.
     num_classes: see `backbone`, as `features_only`.
+    widths: channels that are left of a compact network, by the names of
+      `channel_groups`.
     remat: as in `layers/transformer.py`, per block.
     dtype: compute dtype.
   """
@@ -140,6 +153,7 @@ class MobileNet(nn.Module):
   head_init: Any = nn.initializers.normal(0.01)
   num_classes: int = 1000
   features_only: bool = False
+  widths: Any = ()
   remat: str = 'none'
   dtype: Any = jnp.float32
 
@@ -160,8 +174,9 @@ class MobileNet(nn.Module):
       block = nn.remat(
         InvertedResidual, policy=REMAT_POLICIES[self.remat], static_argnums=(2,)
       )
+    widths, parts = dict(self.widths), parts_of(self)
     x = ConvNorm(
-      self.stem_width,
+      widths.get('stream0', self.stem_width),
       3,
       2,
       activation=self.activation,
@@ -175,12 +190,24 @@ class MobileNet(nn.Module):
       if plan.stride > 1:
         maps.append(x)
       rate = self.drop_path_rate * i / len(self.blocks)
-      x = block(plan, rate, self.excite, self.norm, self.dtype, name=name)(
-        x, train
+      kept = (
+        widths.get(parts[i].within, plan.expanded),
+        widths.get(f'{name}/se', plan.squeezed),
+        widths.get(parts[i].after, plan.features),
       )
+      x = block(
+        plan,
+        rate,
+        self.excite,
+        self.norm,
+        self.dtype,
+        parts[i].inputs,
+        kept,
+        name=name,
+      )(x, train)
     maps.append(x)
     x = ConvNorm(
-      self.last_width,
+      widths.get('last', self.last_width),
       activation=self.activation,
       norm=self.norm,
       dtype=self.dtype,
@@ -189,7 +216,7 @@ class MobileNet(nn.Module):
     vector = global_pool(x)
     if self.hidden_width:
       hidden = nn.Dense(
-        self.hidden_width,
+        widths.get('hidden', self.hidden_width),
         kernel_init=self.head_init,
         dtype=self.dtype,
         name='hidden',
@@ -223,6 +250,91 @@ def block_names(blocks: Sequence[Block]) -> list[str]:
     names.append(f'stage{stage}_block{i}')
     i += 1
   return names
+
+
+class Parts(NamedTuple):
+  """The channel groups that a block is made of, by name.
+
+  Attributes:
+    before: stream that it takes.
+    within: its own channels, or `before` where nothing expands.
+    after: stream that it gives.
+    inputs: how many channels `before` has.
+  """
+
+  before: str
+  within: str
+  after: str
+  inputs: int
+
+
+def parts_of(module: MobileNet) -> list[Parts]:
+  """The groups of each block; a block without a shortcut begins a stream."""
+  found, stream, number, inputs = [], 'stream0', 0, module.stem_width
+  for name, plan in zip(block_names(module.blocks), module.blocks, strict=True):
+    before, within = stream, f'{name}/expand'
+    if plan.expanded == inputs:
+      within = before
+    if plan.stride > 1 or plan.features != inputs:
+      number += 1
+      stream = f'stream{number}'
+    found.append(Parts(before, within, stream, inputs))
+    inputs = plan.features
+  return found
+
+
+def channel_groups(module: MobileNet) -> tuple[ChannelGroup, ...]:
+  """Channels within blocks ('stage2_block0/expand', '.../se'), the last ones
+  ('last', 'hidden'), and the streams between blocks ('stream0', ...).
+  """
+  groups = {}
+
+  def group(name, size):
+    # Producers, norms, consumers.
+    return groups.setdefault(name, (size, [], [], []))
+
+  def make(name, size, path, axis, norm=''):
+    _, makers, norms, _ = group(name, size)
+    makers.append((path, axis))
+    norms += [norm] * bool(norm)
+
+  def conv_norm(name, size, path):
+    make(name, size, f'{path}/conv/kernel', 3, f'{path}/bn')
+
+  def dense(name, size, path):
+    make(name, size, f'{path}/kernel', 1)
+    make(name, size, f'{path}/bias', 0)
+
+  def read(name, path, axis):
+    groups[name][3].append((path, axis, 1))
+
+  conv_norm('stream0', module.stem_width, 'stem')
+  names, parts = block_names(module.blocks), parts_of(module)
+  for block, own, plan in zip(names, parts, module.blocks, strict=True):
+    if own.within != own.before:
+      read(own.before, f'{block}/expand/conv/kernel', 2)
+      conv_norm(own.within, plan.expanded, f'{block}/expand')
+    conv_norm(own.within, plan.expanded, f'{block}/depthwise')
+    if plan.squeezed:
+      read(own.within, f'{block}/se/fc1/kernel', 0)
+      dense(f'{block}/se', plan.squeezed, f'{block}/se/fc1')
+      read(f'{block}/se', f'{block}/se/fc2/kernel', 0)
+      dense(own.within, plan.expanded, f'{block}/se/fc2')
+    read(own.within, f'{block}/project/conv/kernel', 2)
+    conv_norm(own.after, plan.features, f'{block}/project')
+  read(parts[-1].after, 'last/conv/kernel', 2)
+  conv_norm('last', module.last_width, 'last')
+  end = 'last'
+  if module.hidden_width:
+    read('last', 'hidden/kernel', 0)
+    dense('hidden', module.hidden_width, 'hidden')
+    end = 'hidden'
+  if module.num_classes and not module.features_only:
+    read(end, 'head/kernel', 0)
+  return tuple(
+    ChannelGroup(name, size, *map(tuple, rest))
+    for name, (size, *rest) in groups.items()
+  )
 
 
 def build(

@@ -11,6 +11,7 @@ from jaxzoo.models.backbones.mobile import Block, MobileNet
 from jaxzoo.weights.rows import Row
 
 SHARDING = mobile.SHARDING
+channel_groups = mobile.channel_groups
 
 # Expansion, channels, blocks, stride of the first.
 _TABLE = (

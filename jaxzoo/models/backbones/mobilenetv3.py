@@ -19,6 +19,7 @@ from jaxzoo.models.layers.squeeze_excite import SqueezeExcite
 from jaxzoo.weights.rows import Row
 
 SHARDING = mobile.SHARDING
+channel_groups = mobile.channel_groups
 
 # Kernel, expanded channels, channels, squeeze-and-excitation, activation
 # (RE: ReLU, HS: hard swish), stride.

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.compress.channels import ChannelGroup
 from jaxzoo.models.backbones import backbone
 from jaxzoo.models.backbones.backbone import Features
 from jaxzoo.models.cards import Built, ModelCard
@@ -43,6 +44,10 @@ class ResidualBlock(nn.Module):
   The branch: 3x3 with the stride, 3x3. Of a bottleneck: 1x1 to `width`, 3x3
   with the stride, 1x1 to 4 `width`. The shortcut is the identity, or a 1x1
   convolution and a norm where stride or width differ.
+
+  Of a compact network `kept` are the channels of each convolution, and
+  `projected` says whether the shortcut is a convolution: the channels that are
+  left do not tell.
   """
 
   width: int
@@ -51,6 +56,8 @@ class ResidualBlock(nn.Module):
   scale_init: Any = nn.initializers.ones  # of the branch's last norm
   norm: Any = BatchNorm
   dtype: Any = None
+  kept: tuple[int, ...] = ()
+  projected: bool | None = None
 
   @nn.compact
   def __call__(
@@ -60,6 +67,12 @@ class ResidualBlock(nn.Module):
       plan = ((self.width, 1), (self.width, 3), (4 * self.width, 1))
     else:
       plan = ((self.width, 3), (self.width, 3))
+    projected = self.projected
+    if projected is None:
+      projected = self.stride > 1 or x.shape[-1] != plan[-1][0]
+    if self.kept:
+      sizes = (size for _, size in plan)
+      plan = tuple(zip(self.kept, sizes, strict=True))
     strided = len(plan) - 1 if self.bottleneck else 1
     y = x
     for i, (features, size) in enumerate(plan, 1):
@@ -71,7 +84,7 @@ class ResidualBlock(nn.Module):
         scale_init=scale_init, dtype=self.dtype, name=f'bn{i}'
       )(y, train)  # fmt: skip
       y = y if last else nn.relu(y)
-    if self.stride > 1 or x.shape[-1] != plan[-1][0]:
+    if projected:
       x = conv(
         plan[-1][0], 1, self.stride, dtype=self.dtype, name='shortcut_conv'
       )(x)
@@ -91,6 +104,8 @@ class ResNet(nn.Module):
     small_stem: 3x3 without stride and without pool, for CIFAR's images.
     zero_init_residual: blocks start as their shortcuts.
     norm: of every convolution: a module with `scale_init` and `dtype`.
+    widths: channels that are left of a compact network, by the names of
+      `channel_groups`.
     remat: as in `layers/transformer.py`, per block.
     dtype: compute dtype.
   """
@@ -103,6 +118,7 @@ class ResNet(nn.Module):
   small_stem: bool = False
   zero_init_residual: bool = False
   norm: Any = BatchNorm
+  widths: Any = ()
   remat: str = 'none'
   dtype: Any = jnp.float32
 
@@ -126,7 +142,9 @@ class ResNet(nn.Module):
         ResidualBlock, policy=REMAT_POLICIES[self.remat], static_argnums=(2,)
       )
     size, stride = (3, 1) if self.small_stem else (7, 2)
-    x = conv(self.width, size, stride, dtype=self.dtype, name='stem_conv')(
+    widths = dict(self.widths)
+    width = widths.get('stream0', self.width)
+    x = conv(width, size, stride, dtype=self.dtype, name='stem_conv')(
       image.astype(self.dtype)
     )
     x = nn.relu(self.norm(dtype=self.dtype, name='stem_bn')(x, train))
@@ -144,6 +162,8 @@ class ResNet(nn.Module):
           else nn.initializers.ones,
           self.norm,
           self.dtype,
+          _kept(self, stage, i, widths),
+          is_projected(self, stage, i),
           name=f'stage{stage}_block{i}',
         )(x, train)
       maps[f'stage{stage}'] = x
@@ -159,6 +179,76 @@ class ResNet(nn.Module):
   def __call__(self, image: Float[Array, 'b h w c'], train: bool = False):
     """See `backbone`."""
     return backbone.finish(self, self.features(image, train), train)
+
+
+def is_projected(module: ResNet, stage: int, i: int) -> bool:
+  """Whether the shortcut of a block is a convolution."""
+  return i == 0 and (stage > 1 or module.bottleneck)
+
+
+def stream_of(module: ResNet, stage: int) -> str:
+  """The group of the channels that a stage's blocks add to."""
+  return f'stream{stage if module.bottleneck else stage - 1}'
+
+
+def _kept(module, stage, i, widths) -> tuple[int, ...]:
+  """Channels of each convolution of a block; () of a whole network."""
+  if not widths:
+    return ()
+  width, count = module.width * 2 ** (stage - 1), 2 + module.bottleneck
+  inner = [
+    widths.get(f'stage{stage}_block{i}/conv{n}', width) for n in range(1, count)
+  ]
+  outer = width * (4 if module.bottleneck else 1)
+  return (*inner, widths.get(stream_of(module, stage), outer))
+
+
+def channel_groups(module: ResNet) -> tuple[ChannelGroup, ...]:
+  """Channels within blocks ('stage1_block0/conv1'), and the streams.
+
+  'stream0' is what the stem makes, with every block that adds to it; each
+  projected shortcut begins another.
+  """
+  inner, streams = [], {}
+
+  def stream(name, size):
+    return streams.setdefault(name, (size, [], [], []))
+
+  _, makers, norms, readers = stream('stream0', module.width)
+  makers.append(('stem_conv/kernel', 3))
+  norms.append('stem_bn')
+  before = 'stream0'
+  for stage, depth in enumerate(module.depths, 1):
+    width, count = module.width * 2 ** (stage - 1), 2 + module.bottleneck
+    for i in range(depth):
+      block, name = f'stage{stage}_block{i}', stream_of(module, stage)
+      inner += [
+        ChannelGroup(
+          f'{block}/conv{n}',
+          width,
+          ((f'{block}/conv{n}/kernel', 3),),
+          (f'{block}/bn{n}',),
+          ((f'{block}/conv{n + 1}/kernel', 2, 1),),
+        )
+        for n in range(1, count)
+      ]
+      readers = streams[before][3]
+      readers.append((f'{block}/conv1/kernel', 2, 1))
+      outer = width * (4 if module.bottleneck else 1)
+      _, makers, norms, _ = stream(name, outer)
+      makers.append((f'{block}/conv{count}/kernel', 3))
+      norms.append(f'{block}/bn{count}')
+      if is_projected(module, stage, i):
+        readers.append((f'{block}/shortcut_conv/kernel', 2, 1))
+        makers.append((f'{block}/shortcut_conv/kernel', 3))
+        norms.append(f'{block}/shortcut_bn')
+      before = name
+  if module.num_classes and not module.features_only:
+    streams[before][3].append(('head/kernel', 0, 1))
+  return *inner, *(
+    ChannelGroup(name, size, *map(tuple, parts))
+    for name, (size, *parts) in streams.items()
+  )
 
 
 def build(

@@ -102,7 +102,8 @@ def canonical(
   """Any known spelling of Swin's state dict as microsoft/Swin-Transformer's.
 
   - As the encoder of a masked-image model (`encoder.`) or the backbone of a
-    detector (`backbone.`): the prefix goes, and what else the model has.
+    detector (`backbone.`): the prefix goes, and what else the model has, a
+    mask token among it.
   - pytorch-image-models: merging opens a stage instead of closing the one
     before, and the classifier is `head.fc`.
   - The dense-prediction toolbox: other words (`stages`, `w_msa`, `ffn`, ...),
@@ -124,6 +125,7 @@ def canonical(
         for name, value in tensors.items()
         if name.startswith(prefix)
       }
+      inner.pop('mask_token', None)
       tensors = {**head, **inner} if prefix == 'backbone.' else inner
   if any(name.startswith('stages.') for name in tensors):
     tensors = _from_toolbox(tensors)

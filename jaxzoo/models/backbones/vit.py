@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.compress.channels import ChannelGroup
 from jaxzoo.errors import UserError
 from jaxzoo.models.backbones import backbone
 from jaxzoo.models.backbones.backbone import Features
@@ -85,6 +86,8 @@ class ViT(nn.Module):
     stem: (width, patch_size, dtype=, name=) -> module that makes patches
       [b, h, w, width] of (image, train).
     epsilon: of all layer norms.
+    widths: heads and hidden units that are left of a compact network, by the
+      names of `channel_groups`.
     scan: see `layers/transformer.py`, as `remat`.
     dtype: compute dtype.
   """
@@ -102,6 +105,7 @@ class ViT(nn.Module):
   knn: int = 0
   stem: Callable[..., nn.Module] = PatchEmbed
   epsilon: float = 1e-6
+  widths: Any = ()
   scan: bool = False
   remat: str = 'none'
   dtype: Any = jnp.float32
@@ -131,6 +135,7 @@ class ViT(nn.Module):
       functools.partial(knn_attention, k=self.knn)
       if self.knn
       else dot_product_attention,
+      _kept(self),
     )
     norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
     if self.global_pool == 'avg':
@@ -254,6 +259,57 @@ class ViT(nn.Module):
     # Not `features`: a scan would stack the tokens of every block.
     vector = self.pool(self.tokens(image, train))
     return backbone.finish(self, Features({}, vector), train)
+
+
+def _kept(module: ViT) -> tuple[tuple[int, int], ...]:
+  """(heads, hidden units) of each block; () of a whole network."""
+  widths = dict(module.widths)
+  if not widths:
+    return ()
+  if module.scan:
+    raise UserError('widths: blocks of a scan are of one size; set scan=False')
+  hidden = int(module.mlp_ratio * module.width)
+  return tuple(
+    (
+      widths.get(f'transformer/block_{i}/attn', module.num_heads),
+      widths.get(f'transformer/block_{i}/mlp', hidden),
+    )
+    for i in range(module.depth)
+  )
+
+
+def channel_groups(module: ViT) -> tuple[ChannelGroup, ...]:
+  """The heads ('transformer/block_0/attn') and hidden units ('.../mlp').
+
+  Raises:
+    UserError: the blocks are scanned, so that they cannot differ in size.
+  """
+  if module.scan:
+    raise UserError(
+      'channel groups are of single blocks: set scan=False to prune them'
+    )
+  groups, hidden = [], int(module.mlp_ratio * module.width)
+  for i in range(module.depth):
+    block = f'transformer/block_{i}'
+    parts = [f'{block}/attn/{part}' for part in ('query', 'key', 'value')]
+    groups += [
+      ChannelGroup(
+        f'{block}/attn',
+        module.num_heads,
+        (
+          *((f'{part}/kernel', 1) for part in parts),
+          *((f'{part}/bias', 0) for part in parts),
+        ),
+        consumers=((f'{block}/attn/out/kernel', 0, 1),),
+      ),
+      ChannelGroup(
+        f'{block}/mlp',
+        hidden,
+        ((f'{block}/mlp/fc1/kernel', 1), (f'{block}/mlp/fc1/bias', 0)),
+        consumers=((f'{block}/mlp/fc2/kernel', 0, 1),),
+      ),
+    ]
+  return tuple(groups)
 
 
 def build(

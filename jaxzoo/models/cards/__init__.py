@@ -20,6 +20,7 @@ __all__ = ['MODELS', 'Built', 'ModelCard', 'list_models', 'model_card']
 FAMILIES = (
   'clip',
   'resnet',
+  'preact_resnet',
   'lightvit',
   'stvit',
   'dcd',

@@ -14,6 +14,7 @@ from jaxzoo.models.layers.convolution import global_pool
 from jaxzoo.models.layers.image import normalize
 from jaxzoo.models.supervised import segmentation
 from jaxzoo.system import System, from_loss
+from jaxzoo.weights import rows as to
 
 SHARDING = ()  # the teacher's own, see `sharding`
 sharding = distillation.sharding
@@ -121,6 +122,40 @@ def _continued(teacher, variables, outputs, maps, config):
     )
   logits = teacher.apply(variables, vector, method='classify')
   return outputs._replace(vector=vector, logits=logits.astype(jnp.float32))
+
+
+def convert(state_dict, config) -> dict:
+  """Published tokens of `teacher`'s maps, in the released names, as parameters.
+
+  Those of map i lie below `mask_modules.i.`, of logits below `mask_module.`.
+  """
+  if config.tokens.on == 'logits':
+    places = {'logits': 'mask_module.'}
+  else:
+    teacher = distillation.make_teacher(config)
+    names = _map_names(teacher, config)
+    places = {name: f'mask_modules.{i}.' for i, name in enumerate(names)}
+  found = {}
+  for name, prefix in places.items():
+    own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    module = maskd.MaskModule(
+      0, config.tokens.num_tokens, config.tokens.weighted
+    )
+    found[name] = to.load(own, maskd.rows(module, prefix)).get('params', {})
+  return found
+
+
+def _map_names(teacher, config) -> list[str]:
+  """Names of the maps that tokens look at."""
+  image = jnp.zeros((1, *config.image_size, config.in_chans))
+  task = distillation.TASKS[config.task]
+
+  def maps():
+    variables = teacher.init(jax.random.key(0), image)
+    return teacher.apply(variables, image, method=task.look).maps
+
+  names = [*jax.eval_shape(maps)]
+  return names if config.task == 'segmentation' else names[-1:]
 
 
 def from_stages(states, config):

@@ -47,6 +47,34 @@ def dot_product_attention(
   return attended.swapaxes(-3, -2)
 
 
+def chunked_attention(
+  query: Float[Array, '*b q h d'],
+  key: Float[Array, '*b k h d'],
+  value: Float[Array, '*b k h d'],
+  mask: Bool[Array, '#*b #h #q #k'] | None = None,
+  bias: Float[Array, '#*b #h #q #k'] | None = None,
+  *,
+  most: int = 1024,
+) -> Float[Array, '*b q h d']:
+  """`dot_product_attention`, `most` queries at a time or as near as divides.
+
+  The memory grows with `most` times the keys, also in the backward pass, which
+  computes the weights again. With a mask or a bias all queries come at once.
+  """
+  count = query.shape[-3]
+  if count <= most or mask is not None or bias is not None:
+    return dot_product_attention(query, key, value, mask, bias)
+  chunks = next(
+    n for n in range(-(-count // most), count + 1) if count % n == 0
+  )
+  parts = query.reshape(
+    *query.shape[:-3], chunks, count // chunks, *query.shape[-2:]
+  )
+  attend = jax.checkpoint(lambda part: dot_product_attention(part, key, value))
+  attended = jax.lax.map(attend, jnp.moveaxis(parts, -4, 0))
+  return jnp.moveaxis(attended, 0, -4).reshape(query.shape)
+
+
 def causal_mask(length: int) -> Bool[Array, '1 1 t t']:
   """True where position i may see j <= i."""
   return jnp.tril(jnp.ones((length, length), bool))[None, None]

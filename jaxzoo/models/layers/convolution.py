@@ -1,11 +1,14 @@
 """Convolutions with PyTorch's padding, channels last, and what they are in."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.depthwise import convolve
 from jaxzoo.models.layers.norm import at_least_float32
 
 # Kaiming normal over the outputs with the gain of ReLU: residual and mobile
@@ -55,6 +58,7 @@ def conv(
     kernel_init=kernel_init,
     bias_init=bias_init,
     dtype=dtype,
+    conv_general_dilated=convolve,
     name=name,
   )
 
@@ -67,6 +71,17 @@ def max_pool(
   return nn.max_pool(
     x, (size, size), (stride, stride), ((pad, pad), (pad, pad))
   )
+
+
+def largest(parts: Sequence[Float[Array, '*n']]) -> Float[Array, '*n']:
+  """The largest of equal arrays, element by element; of equals the first.
+
+  Its gradient goes to one of them, told by comparing them with each other.
+  `jnp.max` compares with a result that a compiler may have rounded otherwise
+  than what it computes again, and divides by the number of equals: NaN for
+  none.
+  """
+  return functools.reduce(lambda x, y: jnp.where(x >= y, x, y), parts)
 
 
 def global_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b c']:

@@ -48,7 +48,7 @@ def stack(
 
   x, _ = nn.scan(
     body,
-    variable_axes={'params': 0, 'intermediates': 0},
+    variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
     split_rngs={'params': True, 'dropout': True},
     length=len(rates),
   )(make('blocks'), x, over)

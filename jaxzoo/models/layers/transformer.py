@@ -74,6 +74,7 @@ class Attention(nn.Module):
   Kernels keep heads on an axis of their own ([w, heads, w / heads] for query,
   key and value, [heads, w / heads, w] for out), so that they shard by head.
   `output_dim` is the width of the result, where it is not that of the inputs;
+  `head_width` that of a head, where heads are missing (0: width / heads);
   `attention` is what is computed from q, k, v, mask and bias.
   """
 
@@ -83,6 +84,7 @@ class Attention(nn.Module):
   dtype: Any = None
   output_dim: int | None = None
   attention: Callable = dot_product_attention
+  head_width: int = 0
 
   @nn.compact
   def __call__(
@@ -94,14 +96,14 @@ class Attention(nn.Module):
   ) -> Float[Array, '*b q o']:
     context = inputs if context is None else context
     width = inputs.shape[-1]
-    if width % self.num_heads:
+    if not self.head_width and width % self.num_heads:
       raise ValueError(
         f'{self.num_heads} heads do not divide the width {width}'
       )
 
     def project(name, x):
       return nn.DenseGeneral(
-        (self.num_heads, width // self.num_heads),
+        (self.num_heads, self.head_width or width // self.num_heads),
         kernel_init=self.qkv_init,
         dtype=self.dtype,
         name=name,
@@ -147,7 +149,8 @@ class Block(nn.Module):
   """x += DropPath(Attention(LN1 x)); x += DropPath(MLP(LN2 x)).
 
   `drop_path` is the rate of stochastic depth while training. The blocks of a
-  scan are one module: there the rate comes with the call, traced.
+  scan are one module: there the rate comes with the call, traced. `kept` are
+  the heads and the hidden units that are left of a compact network.
   """
 
   num_heads: int
@@ -158,6 +161,7 @@ class Block(nn.Module):
   dtype: Any = None
   drop_path: float = 0.0
   attention: Callable = dot_product_attention
+  kept: tuple[int, int] = ()
 
   @nn.compact
   def __call__(
@@ -171,17 +175,22 @@ class Block(nn.Module):
       epsilon=self.epsilon, dtype=self.dtype, name=name
     )
     drop = lambda y: DropPath(self.drop_path)(y, train, rate)
-    attended = Attention(
+    heads, hidden = self.kept or (
       self.num_heads,
+      int(self.mlp_ratio * x.shape[-1]),
+    )
+    attended = Attention(
+      heads,
       self.kernel_init.qkv,
       self.kernel_init.out,
       self.dtype,
       attention=self.attention,
+      head_width=x.shape[-1] // self.num_heads if self.kept else 0,
       name='attn',
     )(norm('ln_1')(x), mask=mask)
     x = x + drop(attended)
     y = Mlp(
-      int(self.mlp_ratio * x.shape[-1]),
+      hidden,
       self.activation,
       self.kernel_init.fc1,
       self.kernel_init.fc2,
@@ -197,7 +206,8 @@ class Transformer(nn.Module):
   Scanned, the blocks are compiled once and their parameters are stacked on a
   leading axis under `blocks`; unrolled, they lie under `block_0`, `block_1`,
   ... `weights/layout.py` turns one layout into the other. `drop_path` is the
-  rate of the last block; it grows linearly from 0 at the first.
+  rate of the last block; it grows linearly from 0 at the first. `kept` are the
+  (heads, hidden units) of each block of a compact network, which is unrolled.
   """
 
   depth: int
@@ -211,6 +221,7 @@ class Transformer(nn.Module):
   epsilon: float = 1e-5
   drop_path: float = 0.0
   attention: Callable = dot_product_attention
+  kept: tuple[tuple[int, int], ...] = ()
 
   @nn.compact
   def __call__(
@@ -234,7 +245,7 @@ class Transformer(nn.Module):
         prevent_cse=not self.scan,
         static_argnums=(3,),
       )
-    make = lambda name, rate=0.0: block(
+    make = lambda name, rate=0.0, kept=(): block(
       self.num_heads,
       self.kernel_init,
       self.mlp_ratio,
@@ -243,13 +254,15 @@ class Transformer(nn.Module):
       self.dtype,
       rate,
       self.attention,
+      kept,
       name=name,
     )
     rates = drop_path_rates(self.drop_path, self.depth)
     if not self.scan:
       outputs = []
       for i, rate in enumerate(rates):
-        x = make(f'block_{i}', rate)(x, mask, train)
+        kept = self.kept[i] if self.kept else ()
+        x = make(f'block_{i}', rate, kept)(x, mask, train)
         outputs.append(x)
       return outputs if every else x
 

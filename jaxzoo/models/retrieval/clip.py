@@ -17,7 +17,7 @@ from jaxzoo.models.backbones import clip
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
 from jaxzoo.models.retrieval import towers
 from jaxzoo.system import System, from_loss
-from jaxzoo.weights.clip import convert_batch_stats, convert_clip
+from jaxzoo.weights.clip import convert_batch_stats, convert_clip, export_clip
 
 SHARDING = clip.SHARDING
 
@@ -98,3 +98,9 @@ def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
   del config  # the statistics do not depend on sizes
   stats = convert_batch_stats(state_dict)
   return {'batch_stats': stats} if stats else {}
+
+
+def export(params: Mapping, extra: Mapping, config) -> dict[str, np.ndarray]:
+  """`convert` and `convert_extra` undone, in OpenAI's names."""
+  del config
+  return export_clip(params, extra.get('batch_stats'))

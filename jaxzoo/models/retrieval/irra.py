@@ -285,6 +285,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
 
 convert_extra = towers.convert_extra
+export = towers.export
 
 
 def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:

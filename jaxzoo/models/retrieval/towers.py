@@ -20,6 +20,7 @@ from jaxzoo.models.losses.contrastive import l2_normalize
 from jaxzoo.weights.clip import (
   convert_batch_stats,
   convert_clip,
+  export_clip,
   token_grid,
 )
 
@@ -219,6 +220,17 @@ def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
   del config
   stats = convert_batch_stats(state_dict, prefix=_prefix(state_dict))
   return {'batch_stats': stats} if stats else {}
+
+
+def export(params: Mapping, extra: Mapping, config) -> dict[str, np.ndarray]:
+  """The towers as CLIP in OpenAI's names; what is beside them is left out."""
+  del config
+  towers = {
+    name: params[name]
+    for name in ('image', 'text', 'logit_scale')
+    if name in params
+  }
+  return export_clip(towers, extra.get('batch_stats'))
 
 
 def _prefix(state_dict):

@@ -3,7 +3,8 @@
 Huang et al., arXiv 2205.13515 (NeurIPS 2022). Masked patches are dropped, and a
 Swin Transformer runs on the visible tokens alone (`grouped_swin.py`). A small
 decoder puts mask tokens into the gaps and predicts pixels. One mask serves many
-images; `window_groups.py` draws them. Names of the checkpoints are those of
+images; `window_groups.py` draws them. What it is compared with runs the same
+encoder on all patches (`masked_swin.py`). Names of the checkpoints are those of
 LayneH/GreenMIM.
 """
 
@@ -18,9 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxzoo.errors import UserError
 from jaxzoo.models.backbones import swin, swin_names
-from jaxzoo.models.cards.card import IMAGENET_MEAN, IMAGENET_STD
 from jaxzoo.models.layers.image import normalize
 from jaxzoo.models.layers.transformer import ACTIVATIONS, Block, BlockInit
 from jaxzoo.models.self_supervised import window_groups
@@ -31,7 +30,7 @@ from jaxzoo.models.self_supervised.grouped_swin import (
   GroupedSwin,
   patches,
 )
-from jaxzoo.models.self_supervised.window_groups import StagePlan
+from jaxzoo.models.self_supervised.masked_swin import MaskedSwin, dense
 from jaxzoo.system import System, from_loss
 from jaxzoo.weights import layout
 from jaxzoo.weights import rows as to
@@ -111,14 +110,14 @@ def sincos_positions(
   return table.astype(np.float32)
 
 
-def reconstruction_loss(
+def reconstruction_errors(
   prediction: Float[Array, 'b n p'],
   image: Float[Array, 'b h w c'],
   keep: Int[Array, ' k'],
   *,
   side: int,
   normalize_patches: bool = True,
-) -> Float[Array, '']:
+) -> Float[Array, ' b']:
   """Mean squared error of the pixels of masked patches, float32.
 
   Args:
@@ -135,8 +134,8 @@ def reconstruction_loss(
     var = target.var(-1, keepdims=True, ddof=1)
     target = (target - mean) * jax.lax.rsqrt(var + 1e-6)
   error = jnp.mean((prediction.astype(jnp.float32) - target) ** 2, axis=-1)
-  masked = jnp.ones(error.shape[1]).at[keep].set(0)
-  return (error.mean(0) * masked).sum() / jnp.maximum(masked.sum(), 1)
+  hidden = jnp.ones(error.shape[1]).at[keep].set(0)
+  return (error * hidden).sum(1) / jnp.maximum(hidden.sum(), 1)
 
 
 def make_modules(config) -> tuple[GroupedSwin, Decoder]:
@@ -154,25 +153,20 @@ def make_modules(config) -> tuple[GroupedSwin, Decoder]:
   encoder = GroupedSwin(
     **fields, scan=config.scan, remat=config.remat, dtype=dtype
   )
-  unit, size = encoder.unit, tuple(config.image_size)
-  if any(side % unit for side in size):
-    raise UserError(
-      f'image_size={size}: sides must be multiples of {unit}, the patches that '
-      'are masked'
-    )
-  grid = (size[0] // unit, size[1] // unit)
-  return encoder, Decoder(grid, unit**2 * 3, **config.decoder, dtype=dtype)
-
-
-def plans(config) -> tuple[StagePlan, ...]:
-  """For `window_groups.draw_masks`, of the config that `build` gets."""
-  encoder, decoder = make_modules(config)
-  kept = window_groups.kept_patches(decoder.grid, config.mask_ratio)
-  return encoder.plans(decoder.grid, kept)
+  grid = window_groups.patch_grid(tuple(config.image_size), encoder.unit)
+  outputs = encoder.unit**2 * 3
+  return encoder, Decoder(grid, outputs, **config.decoder, dtype=dtype)
 
 
 def predict_patches(
-  encoder, decoder, params, image, keep, groups, *, match_reference_order=False
+  encoder: GroupedSwin,
+  decoder: Decoder,
+  params: Mapping,
+  image: Float[Array, 'b h w c'],
+  keep: Int[Array, ' k'],
+  groups: Mapping[str, Int[Array, 'g p']],
+  *,
+  match_reference_order: bool = False,
 ) -> tuple[Float[Array, 'b k d'], Float[Array, 'b n p']]:
   """(features of the visible patches, pixels of all) under one mask.
 
@@ -180,8 +174,8 @@ def predict_patches(
     encoder: module, as `decoder`.
     decoder: module.
     params: of both, by these names.
-    image: normalised, [b, h, w, c].
-    keep: [k], in order of their noise.
+    image: normalised.
+    keep: in order of their noise.
     groups: of `window_groups.group_stages`.
     match_reference_order: features are in increasing order of their patches,
       but the released code puts them in order of the noise, so that they
@@ -192,8 +186,28 @@ def predict_patches(
   return latent, decoder.apply({'params': params['decoder']}, latent, places)
 
 
+def predict_densely(
+  encoder: MaskedSwin,
+  decoder: Decoder,
+  params: Mapping,
+  image: Float[Array, 'b h w c'],
+  keep: Int[Array, ' k'],
+) -> tuple[Float[Array, 'b n d'], Float[Array, 'b n p']]:
+  """(features of all patches, pixels of all), with a token for the masked.
+
+  The encoder sees where patches are missing, so that the decoder has nothing
+  to fill in. (SimMIM has a linear layer for a decoder; this one's is
+  GreenMIM's, so that the two differ in the encoder's tokens alone.)
+  """
+  count = decoder.grid[0] * decoder.grid[1]
+  masked = jnp.ones(count, bool).at[keep].set(False).reshape(decoder.grid)
+  latent = encoder.apply({'params': params['encoder']}, image, masked)
+  places = jnp.arange(count)
+  return latent, decoder.apply({'params': params['decoder']}, latent, places)
+
+
 def build(config, tx: optax.GradientTransformation) -> System:
-  """GreenMIM as a system.
+  """GreenMIM as a system, or the dense pre-training that it speeds up.
 
   A batch has `image` uint8 [b, h, w, 3], and the arrays of
   `window_groups.draw_masks` for m masks: `keep` [m, k] and for stages with
@@ -202,75 +216,106 @@ def build(config, tx: optax.GradientTransformation) -> System:
   number; the released code has one a device.
 
   Args:
-    config: `image_size`, `dtype`, `scan`, `remat`, `microbatches`; `encoder`:
-      fields of `GroupedSwin`, such as a row of `PUBLISHED`; `decoder`: `width`
-      (512), `depth` (1), `num_heads` (16); `mask_ratio` (0.75), which
-      `window_groups` reads; `norm_pix_loss` (True); `match_reference_order`
-      (False), see `predict_patches`.
+    config: `image_size`, `mean` and `std` of the channels, `dtype`, `scan`,
+      `remat`, `microbatches`; `encoder`: fields of `GroupedSwin`, such as a row
+      of `PUBLISHED`; `decoder`: `width` (512), `depth` (1), `num_heads` (16);
+      `norm_pix_loss` (True); `match_reference_order` (False), see
+      `predict_patches`; `visible_only` (True): False runs the encoder on all
+      patches, see `predict_densely`.
     tx: the optimizer. Weights that decay have two dimensions or more, tables of
       positions and the mask token left out.
 
   Returns:
-    The system. It predicts `latent` [b, k, d] and `prediction` [b, n, p],
-    float32; normalised pixels of each patch with `norm_pix_loss`.
+    The system. Under masks it predicts `latent` [b, k, d] (of all patches
+    where they are seen), `prediction` [b, n, p], normalised pixels of each
+    patch with `norm_pix_loss`, `loss` [b], and `vector` [b, d], the mean of
+    the latent; of a batch without `keep` the `vector` alone, by Swin on the
+    whole image. All are float32.
 
   Raises:
     UserError: see `make_modules`.
   """
   encoder, decoder = make_modules(config)
-  apply = functools.partial(
-    predict_patches,
-    encoder,
-    decoder,
-    match_reference_order=config.match_reference_order,
-  )
-  normalized = lambda image: normalize(image, IMAGENET_MEAN, IMAGENET_STD)
+  on_all = dense(encoder)
+
+  def look(params, image, keep, groups):
+    """(latent, prediction, errors) of images under one mask."""
+    if config.visible_only:
+      latent, prediction = predict_patches(
+        encoder,
+        decoder,
+        params,
+        image,
+        keep,
+        groups,
+        match_reference_order=config.match_reference_order,
+      )
+    else:
+      latent, prediction = predict_densely(on_all, decoder, params, image, keep)
+    errors = reconstruction_errors(
+      prediction,
+      image,
+      keep,
+      side=encoder.unit,
+      normalize_patches=config.norm_pix_loss,
+    )
+    return latent.astype(jnp.float32), prediction, errors
+
+  def under_masks(params, batch):
+    image = normalize(batch['image'], config.mean, config.std)
+    one = functools.partial(look, params)
+    found = map_masks(one, {**batch, 'image': image})
+    return [x.reshape(-1, *x.shape[2:]) for x in found]
 
   def loss(params, extra, batch, rng):
     del rng
-
-    def one(image, keep, groups):
-      image = normalized(image)
-      _, prediction = apply(params, image, keep, groups)
-      return reconstruction_loss(
-        prediction,
-        image,
-        keep,
-        side=encoder.unit,
-        normalize_patches=config.norm_pix_loss,
-      )
-
-    return map_masks(one, batch).mean(), (extra, {})
+    *_, errors = under_masks(params, batch)
+    return errors.mean(), (extra, {})
 
   def predict(params, extra, batch):
     del extra
-    one = lambda image, *mask: apply(params, normalized(image), *mask)
-    latent, prediction = (
-      x.reshape(-1, *x.shape[2:]) for x in map_masks(one, batch)
-    )
-    return {'latent': latent.astype(jnp.float32), 'prediction': prediction}
+    if 'keep' not in batch:
+      image = normalize(batch['image'], config.mean, config.std)
+      latent = on_all.apply({'params': params['encoder']}, image, None)
+      return {'vector': latent.mean(1, dtype=jnp.float32)}
+    latent, prediction, errors = under_masks(params, batch)
+    return {
+      'latent': latent,
+      'prediction': prediction,
+      'loss': errors,
+      'vector': latent.mean(1),
+    }
 
-  return from_loss(
-    functools.partial(init_params, encoder, decoder),
-    loss,
-    predict,
-    tx,
-    microbatches=config.microbatches,
+  init = functools.partial(
+    init_params, encoder, decoder, mask_token=not config.visible_only
   )
+  return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
 
 
 def init_params(
-  encoder: GroupedSwin, decoder: Decoder, rng: jax.Array, batch: Mapping
+  encoder: GroupedSwin,
+  decoder: Decoder,
+  rng: jax.Array,
+  batch: Mapping,
+  *,
+  mask_token: bool = False,
 ) -> tuple[dict, dict]:
-  """(parameters of both, {}) for the shapes of a batch."""
-  rngs = jax.random.split(rng)
+  """(parameters of both, {}) for the shapes of a batch.
+
+  `mask_token`: that of the encoder on all patches, too; of one key, the other
+  parameters are the same without it.
+  """
+  rngs = jax.random.split(rng, 3)
   first = lambda x: jnp.zeros(x.shape[1:], x.dtype)
   keep, groups = first(batch['keep']), jax.tree.map(first, _groups(batch))
   image = jnp.zeros((1, *batch['image'].shape[1:]))
-  encode = encoder.init(rngs[0], image, keep, groups)
+  encode = dict(encoder.init(rngs[0], image, keep, groups)['params'])
   latent = jnp.zeros((1, *keep.shape, encoder.output_width))
-  decode = decoder.init(rngs[1], latent, keep)
-  return {'encoder': encode['params'], 'decoder': decode['params']}, {}
+  decode = decoder.init(rngs[1], latent, keep)['params']
+  if mask_token:
+    token = nn.initializers.normal(0.02)(rngs[2], (encoder.width,))
+    encode['mask_token'] = token
+  return {'encoder': encode, 'decoder': decode}, {}
 
 
 def map_masks(function: Callable, batch: Mapping[str, jax.Array]) -> Any:
@@ -293,12 +338,13 @@ def _groups(batch):
   return {name: x for name, x in batch.items() if name.startswith('groups')}
 
 
-def rows(encoder: GroupedSwin, decoder: Decoder) -> list[Row]:
-  """LayneH/GreenMIM's names."""
+def rows(encoder: GroupedSwin | MaskedSwin, decoder: Decoder) -> list[Row]:
+  """LayneH/GreenMIM's names, and SimMIM's for a mask token of the encoder."""
   found = swin_names.encoder_rows(encoder, 'encoder.', 'encoder/')
-  found += to.tensor(
-    'mask_token', 'decoder/mask_token', to.reshaped((1, 1, -1), (-1,))
-  )
+  token = to.reshaped((1, 1, -1), (-1,))
+  if isinstance(encoder, MaskedSwin):
+    found += to.tensor('encoder.mask_token', 'encoder/mask_token', token)
+  found += to.tensor('mask_token', 'decoder/mask_token', token)
   found += to.linear('decoder_embed', 'decoder/embed')
   for i in range(decoder.depth):
     theirs, ours = f'decoder_blocks.{i}', f'decoder/block_{i}'
@@ -321,6 +367,12 @@ def rows(encoder: GroupedSwin, decoder: Decoder) -> list[Row]:
   return found + to.linear('decoder_pred', 'decoder/pred')
 
 
+def name_map(config) -> list[Row]:
+  """`rows` of a config."""
+  encoder, decoder = make_modules(config)
+  return rows(encoder if config.visible_only else dense(encoder), decoder)
+
+
 def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """A published checkpoint as parameters, `encoder` and `decoder`.
 
@@ -331,7 +383,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
   tensors = {
     name: x for name, x in state_dict.items() if name != 'decoder_pos_embed'
   }
-  flat = layout.flatten(load(tensors, rows(encoder, decoder)))
+  flat = layout.flatten(load(tensors, name_map(config)))
   sides = [plan.window for plan in encoder.plans(decoder.grid, 1)]
   params = layout.unflatten(swin_names.resize_tables(flat, sides))['params']
   if config.scan:
@@ -342,11 +394,11 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
   return params
 
 
-def export(params: Mapping, config) -> dict[str, np.ndarray]:
+def export(params: Mapping, extra: Mapping, config) -> dict[str, np.ndarray]:
   """Parameters as a published checkpoint: `convert` undone.
 
-  `create_model('swin_base', weights=...)` takes its encoder for fine-tuning.
+  `create_model('swin_base', weights=...)`, or `init.weights` of a classifier,
+  takes its encoder for fine-tuning. `extra` is not read.
   """
-  encoder, decoder = make_modules(config)
-  unrolled = layout.unstack_blocks({'params': params})
-  return save(unrolled, rows(encoder, decoder))
+  del extra
+  return save(layout.unstack_blocks({'params': params}), name_map(config))

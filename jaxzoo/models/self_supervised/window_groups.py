@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jaxzoo.errors import UserError
+
 
 class StagePlan(NamedTuple):
   """How the blocks of one stage attend.
@@ -197,14 +199,19 @@ def group_stages(
     if plan.groups == 1:
       continue
     y, x = coordinates(np.sort(keep), grid[1], plan.side)
-    shifts = {'': 0, '_shifted': plan.shift} if plan.shift else {'': 0}
-    for suffix, shift in shifts.items():
+    for name, shift in _names(stage, plan).items():
       ids = window_ids(y, x, plan.window, shift, grid[1] * plan.side)
       order = group_tokens(ids, plan.capacity, plan.groups)
       if order is None:
         return None
-      found[f'groups{stage}{suffix}'] = order
+      found[name] = order
   return found
+
+
+def _names(stage: int, plan: StagePlan) -> dict[str, int]:
+  """Name of the groups -> shift of the windows that they are of."""
+  names = {f'groups{stage}': 0}
+  return names | ({f'groups{stage}_shifted': plan.shift} if plan.shift else {})
 
 
 def draw_masks(
@@ -234,6 +241,35 @@ def draw_masks(
     if groups is not None:
       drawn.append({'keep': keep, **groups})
   return {name: np.stack([mask[name] for mask in drawn]) for name in drawn[0]}
+
+
+def blank_masks(
+  masks: int,
+  grid: tuple[int, int],
+  ratio: float,
+  plans: Sequence[StagePlan],
+) -> dict[str, np.ndarray]:
+  """Zeros in the names, shapes and types of `draw_masks`."""
+  blank = {'keep': np.zeros((masks, kept_patches(grid, ratio)), np.int32)}
+  for stage, plan in enumerate(plans, 1):
+    if plan.groups > 1:
+      shape = (masks, plan.groups, plan.capacity)
+      blank |= {x: np.zeros(shape, np.int32) for x in _names(stage, plan)}
+  return blank
+
+
+def patch_grid(size: tuple[int, int], side: int) -> tuple[int, int]:
+  """(rows, columns) of the patches that are masked, `side` pixels each.
+
+  Raises:
+    UserError: images that are no whole patches.
+  """
+  if any(length % side for length in size):
+    raise UserError(
+      f'image_size={tuple(size)}: sides must be multiples of {side}, the '
+      'patches that are masked'
+    )
+  return size[0] // side, size[1] // side
 
 
 def kept_patches(grid: tuple[int, int], ratio: float) -> int:

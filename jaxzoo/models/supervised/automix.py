@@ -431,10 +431,11 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
 
 def make_predict(networks: Networks, mean, std) -> Callable:
-  """(state, batch) -> logits [b,k] of all four heads.
+  """(state, batch) -> logits [b,k] of all four heads, and a vector [b,d].
 
   `logits_one_k`, `logits_mix_k`, `logits_one_q`, `logits_mix_q`; `logits` are
-  the first of them. The paper reports the best of the four.
+  the first of them. The paper reports the best of the four. `vector` is what
+  the heads of k take, float32.
   """
 
   def predict(state, batch):
@@ -451,6 +452,7 @@ def make_predict(networks: Networks, mean, std) -> Callable:
         outputs[name.replace('head', 'logits')] = networks.head.apply(
           {'params': own[name]}, vector
         )
+      outputs.setdefault('vector', vector.astype(jnp.float32))  # k comes first
     return {'logits': outputs['logits_one_k'], **outputs}
 
   return predict

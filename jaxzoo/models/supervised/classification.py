@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxzoo.compress.channels import kernel_positions
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.cards import Built, model_card
 from jaxzoo.models.create import build_model
@@ -126,9 +127,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
   def loss(params, extra, batch, rng):
     mix_rng, dropout_rng = jax.random.split(rng)
-    image, targets, labels = mixed(
-      batch, mix_rng, config, extra.get('steps')
-    )
+    image, targets, labels = mixed(batch, mix_rng, config, extra.get('steps'))
     logits, updated = module.apply(
       {'params': params, **statistics(extra)},
       prepare(image),
@@ -268,6 +267,21 @@ def channel_groups(config) -> tuple:
   return export(make_backbone(config).module)
 
 
+def structure(config) -> tuple[tuple, dict[str, int]]:
+  """(channel groups, positions of the kernels) for structured pruning.
+
+  See `compress.channels.kernel_positions`. Raises UserError as
+  `channel_groups` does.
+  """
+  built = make_backbone(config)
+  return channel_groups(config), kernel_positions(built.module, *built.inputs)
+
+
+def compacted(config, widths: Mapping[str, int]):
+  """The module of the config's network with so many channels by group."""
+  return make_backbone(config, fields={'widths': tuple(widths.items())}).module
+
+
 def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """Published weights of the config's network as parameters.
 
@@ -280,6 +294,11 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> dict:
 def convert_extra(state_dict: Mapping[str, np.ndarray], config) -> dict:
   """What `extra` takes from published weights: statistics of batch norms."""
   return statistics(_converted(state_dict, config))
+
+
+def export(params: Mapping, extra: Mapping, config) -> dict[str, np.ndarray]:
+  """`convert` and `convert_extra` undone: the published names."""
+  return make_backbone(config).export({'params': params, **statistics(extra)})
 
 
 def _converted(state_dict, config) -> dict:

@@ -53,13 +53,13 @@ def _network(case):
       mutable=['intermediates'],
     )
     pred = decoder.apply({'params': params['decoder']}, latent, keep)
-    loss = greenmim.reconstruction_loss(
+    loss = greenmim.reconstruction_errors(
       pred,
       image,
       keep,
       side=case.config['patch_size_loss'],
       normalize_patches=case.config['norm_pix_loss'],
-    )
+    ).mean()
     return inner['intermediates'], latent, pred, loss
 
   inner, latent, pred, loss = forward(greenmim.convert(case.params, config))
@@ -89,6 +89,7 @@ def _config(config):
         num_heads=config['decoder_num_heads'],
       ),
       mask_ratio=config['mask_ratio'],
+      visible_only=True,
       dtype='float32',
       scan=False,
       remat='none',

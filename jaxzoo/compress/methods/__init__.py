@@ -1,0 +1,1 @@
+"""Ways to prune, one short file each: functions that return a `Method`."""

@@ -1,0 +1,236 @@
+"""Dilated residual convolutions, the encoder that OneNet is made of.
+
+The temporal convolutional network of FSNet (arXiv 2202.11672), which OneNet
+(arXiv 2309.12659) takes: eleven residual blocks of two convolutions, the
+dilation doubled from block to block, padded with zeros on both sides. The
+parameters of the convolutions of one size lie in one stack, so that what does
+not depend on the series is done for all of them at once.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxzoo.models.layers.convolution import TORCH_DEFAULT, uniform_bias
+
+KERNEL = 3
+# Of stacks, too, whose fan-in their shape does not tell.
+uniform = uniform_bias
+
+
+class Convs(NamedTuple):
+  """A stack of n convolutions of one size, with scales.
+
+  y_t = scale (sum_k x_{t + k d} (kernel_k inner_k) + bias).
+
+  Attributes:
+    kernel: [n, i, k, o], the middle tap at t.
+    bias: [n, o].
+    inner: [n, i, k, 1] or [n, i, 1, o], of the kernel.
+    scale: [n, o], of the result.
+  """
+
+  kernel: Float[Array, 'n i k o']
+  bias: Float[Array, 'n o']
+  inner: Float[Array, 'n i _ _']
+  scale: Float[Array, 'n o']
+
+
+class Conv(NamedTuple):
+  """One convolution with its scales multiplied in."""
+
+  kernel: Float[Array, 'i k o']
+  bias: Float[Array, ' o']
+
+
+def split(stack: Convs, sizes: Sequence[int]) -> list[Convs]:
+  """A stack of convolutions cut into stacks.
+
+  By one split a field, whose transpose is one concatenation: indexing would
+  add up gradients, each of them a stack of zeros but for one part.
+  """
+  parts = [jax.lax.split(field, sizes) for field in stack]
+  return [Convs(*part) for part in zip(*parts, strict=True)]
+
+
+def scaled(stack: Convs, taps: int = KERNEL) -> Conv:
+  """The convolutions of a stack, both fields [n, ...].
+
+  Args:
+    taps: those in the middle that are kept.
+  """
+  cut = (stack.kernel.shape[2] - taps) // 2
+  middle = slice(cut, cut + taps)
+  inner = stack.inner[:, :, middle] if stack.inner.shape[2] > 1 else stack.inner
+  kernel = stack.kernel[:, :, middle] * inner * stack.scale[:, None, None]
+  return Conv(kernel, stack.scale * stack.bias)
+
+
+def unstack(stack: Conv) -> list[Conv]:
+  """Each convolution of a stack."""
+  n = stack.bias.shape[0]
+  if not n:
+    return []
+  kernels, biases = (jax.lax.split(field, [1] * n) for field in stack)
+  return [
+    Conv(kernel[0], bias[0])
+    for kernel, bias in zip(kernels, biases, strict=True)
+  ]
+
+
+def convolve(
+  x: Float[Array, 'b t i'], conv: Conv, dilation: int
+) -> Float[Array, 'b t o']:
+  """The dilated convolution `conv`, zeros beyond both ends.
+
+  One product for all taps, whose results are shifted and added. Taps that can
+  see nothing but zeros, as those of a dilation of at least t, are left out.
+  """
+  (i, size, _), length = conv.kernel.shape, x.shape[1]
+  reach = min(size // 2, (length - 1) // dilation)
+  first = size // 2 - reach
+  kernel = conv.kernel[:, first : size - first].astype(x.dtype)
+  taps = jnp.split(x @ kernel.reshape(i, -1), 2 * reach + 1, axis=-1)
+  y = conv.bias.astype(x.dtype)
+  for k, tap in enumerate(taps):
+    offset = (k - reach) * dilation
+    padding = [(0, 0, 0), (-offset, offset, 0), (0, 0, 0)]
+    y = y + jax.lax.pad(tap, jnp.zeros((), x.dtype), padding)
+  return y
+
+
+def dense(features: int, fan_in: int, name: str, dtype: Any = None) -> nn.Dense:
+  """A dense layer with PyTorch's initialisation."""
+  return nn.Dense(
+    features,
+    dtype=dtype,
+    kernel_init=TORCH_DEFAULT,
+    bias_init=uniform(fan_in),
+    name=name,
+  )
+
+
+class ScaledConvs(nn.Module):
+  """Convolutions with learned scales and no memory, the 'TCN' of the tables.
+
+  kernel * kernel_scale, bias * bias_scale, and 1 + output_scale times the
+  result, as the reference's y + calib_f y.
+
+  Attributes:
+    layers: n, convolutions in the stack.
+    features_in: i.
+    features: o.
+  """
+
+  layers: int
+  features_in: int
+  features: int
+
+  @nn.compact
+  def __call__(self, online: bool = False) -> Convs:
+    """The stack; it is the same online and in training."""
+    del online
+    n, i, o = self.layers, self.features_in, self.features
+    kernel = self.param('kernel', uniform(KERNEL * i), (n, i, KERNEL, o))
+    bias = self.param('bias', nn.initializers.zeros, (n, o))
+    kernel_scale = self.param('kernel_scale', nn.initializers.ones, (n, i, o))
+    bias_scale = self.param('bias_scale', nn.initializers.zeros, (n, o))
+    output_scale = self.param('output_scale', nn.initializers.ones, (n, o))
+    return Convs(
+      kernel, bias * bias_scale, kernel_scale[:, :, None], 1 + output_scale
+    )
+
+
+class Stacks(NamedTuple):
+  """The convolutions of an encoder of `depth` blocks and a last one.
+
+  Attributes:
+    inner: [2 depth, ...], in order.
+    widen: [1, ...], the last block's first.
+    final: [1, ...], its second.
+  """
+
+  inner: Convs
+  widen: Convs
+  final: Convs
+
+
+class Encoder(nn.Module):
+  """Series [b, t, c] -> features, by residual blocks of dilated convolutions.
+
+  x <- r(x) + conv(gelu(conv(gelu(x)))) with dilations 1, 2, 4, ...; r is the
+  identity, and a dense layer in the last block, which widens. Dropout follows
+  the last block. Blocks whose outer taps see nothing but zeros are one compiled
+  loop.
+
+  Attributes:
+    last: whether only the last position is wanted. Then block i is computed
+      where the last position can see it: at every 2^i-th.
+    dropout: of the result, in training.
+    dtype: of the computation.
+  """
+
+  last: bool = False
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b t c'], stacks: Stacks, train: bool = False
+  ) -> Float[Array, 'b u f']:
+    """Features at all positions, or [b, 1, f] at the last."""
+    inner, widen, final = stacks
+    depth, width = inner.bias.shape[0] // 2, inner.bias.shape[1]
+    x = x.astype(self.dtype)
+    x = dense(width, x.shape[-1], 'input', self.dtype)(x)
+    seeing = seeing_blocks(depth, x.shape[1])
+    head, tail = split(inner, [2 * seeing, 2 * (depth - seeing)])
+    head = unstack(scaled(head))
+    for i, pair in enumerate(zip(head[::2], head[1::2], strict=True)):
+      x = x + residual(x, pair, self._dilation(i))
+      x = x[:, (x.shape[1] - 1) % 2 :: 2] if self.last else x
+    x = pointwise_blocks(x, tail)
+    wide = dense(final.bias.shape[1], width, 'project', self.dtype)(x)
+    # Seen by the last block: nothing but its own position, if there were
+    # blocks before it that see no more.
+    taps = KERNEL if seeing == depth else 1
+    pair = [*unstack(scaled(widen, taps)), *unstack(scaled(final, taps))]
+    x = wide + residual(x, pair, self._dilation(depth))
+    x = x[:, -1:] if self.last else x
+    return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+  def _dilation(self, i):
+    """Of block i, in the positions that are left of the series."""
+    return 1 if self.last else 2**i
+
+
+def seeing_blocks(depth: int, length: int) -> int:
+  """How many of `depth` blocks see with their outer taps: 2^i < length."""
+  return min(depth, (length - 1).bit_length())
+
+
+def residual(
+  x: Float[Array, 'b t i'], pair: Sequence[Conv], dilation: int
+) -> Float[Array, 'b t o']:
+  """conv(gelu(conv(gelu(x)))) with the convolutions of `pair`."""
+  for conv in pair:
+    x = convolve(nn.gelu(x, approximate=False), conv, dilation)
+  return x
+
+
+def pointwise_blocks(
+  x: Float[Array, 'b t c'], stack: Convs
+) -> Float[Array, 'b t c']:
+  """Residual blocks whose convolutions see with their middle taps alone."""
+  pairs = jax.tree.map(
+    lambda field: field.reshape(-1, 2, *field.shape[1:]), scaled(stack, 1)
+  )
+
+  def block(x, pair):
+    return x + residual(x, unstack(pair), 1), None
+
+  return jax.lax.scan(block, x, pairs)[0]
