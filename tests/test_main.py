@@ -367,6 +367,7 @@ class Process:
     return self._process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_run_ends_with_the_same_result(
   finished, tmp_path
 ):

@@ -17,7 +17,7 @@ DOCUMENTED = (
   'jaxzoo.catalog',
   'jaxzoo.configuration',
   'jaxzoo.errors',
-  'jaxzoo.main',
+  'jaxzoo.assembly',
   'jaxzoo.system',
   'jaxzoo.train.checkpoint',
   'jaxzoo.train.optim',

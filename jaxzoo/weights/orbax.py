@@ -20,6 +20,8 @@ def find(path: str | os.PathLike) -> epath.Path | None:
     path: such a folder, a step of a checkpoint manager, a folder of steps, of
       which the newest is taken, or the work directory of a run.
   """
+  if os.fspath(path).startswith('hf://'):  # hub.find knows those
+    return None
   place = epath.Path(path).expanduser()
   if '://' not in os.fspath(path) and not place.is_dir():
     return None

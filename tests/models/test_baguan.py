@@ -427,7 +427,7 @@ def test_export_and_convert_undo_each_other(scan, depth):
   rng = np.random.default_rng(0)
   leaves = [rng.normal(size=x.shape).astype(np.float32) for x in leaves]
   params = jax.tree.unflatten(tree, leaves)
-  tensors = baguan.export(params, config)
+  tensors = baguan.export(params, {}, config)
   assert tensors['token_embeds.3.proj.weight'].shape == (12, 1, 2, 2)
   back = baguan.convert(tensors, config)
   jax.tree.map(np.testing.assert_array_equal, back, params)

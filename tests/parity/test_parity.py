@@ -11,7 +11,32 @@ sys.path[:0] = [str(HERE), str(HERE / 'adapters')]
 import check  # noqa: E402
 import parity  # noqa: E402
 
-CASES = parity.names(HERE / 'cases')
+# Networks at full size that take ten seconds and more.
+SLOW = (
+  'automix/train_step_cifar',
+  'baguan/deg5625',
+  'baguan/padded',
+  'baguan/siamese_masked',
+  'cfam/full_vit_b16_t168',
+  'diffkd/feature_ae',
+  'elsa/elsa_swin_base_224',
+  'fusionsf/train_step',
+  'greenmim/swin_base_win7',
+  'irra/full_vit_b16',
+  'lightvit/base_224',
+  'lightvit/tiny_224',
+  'lightvit/tiny_dense_200x264',
+  'onenet/online_fsnet',
+  'onenet/online_tcn',
+  'pbe/preact_resnet18_pgd',
+  'stvit/stvit_r_swin_small',
+  'stvit/stvit_r_swin_small_dense',
+  'swin/swin_base_patch4_window7_224',
+)
+CASES = [
+  pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+  for name in parity.names(HERE / 'cases')
+]
 
 
 @pytest.mark.parametrize('name', CASES)
