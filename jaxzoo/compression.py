@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxzoo import catalog, compaction
-from jaxzoo.bench.layer_flops import flops_by_parameter
 from jaxzoo.compress import masks as masks_lib
 from jaxzoo.compress import options
 from jaxzoo.compress.channels import freeze_dead_statistics
 from jaxzoo.compress.transform import find_state, masks_by_leaf, sparsify
 from jaxzoo.errors import UserError
 from jaxzoo.system import State, System
+from jaxzoo.train.layer_flops import flops_by_parameter
 
 
 def method_of(config, total_steps: int = 1):

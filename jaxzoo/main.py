@@ -104,7 +104,9 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
   )
   with contextlib.closing(checkpoints):
     train_again = functools.partial(train, force=force, console=console)
-    weights = first_weights(config, workdir, checkpoints, train_again, console)
+    weights = first_weights(
+      config, workdir, checkpoints, mesh, train_again, console
+    )
     started = time.perf_counter()
     program = loop.compile_system(
       system,
@@ -132,7 +134,7 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
       return session.run(run_it, state, batches, Best(**meta.get('best', {})))
 
 
-def first_weights(config, workdir, checkpoints, train_again, console):
+def first_weights(config, workdir, checkpoints, mesh, train_again, console):
   """What a new run begins with, see `initial.load_weights`; None to resume.
 
   Runs that it stands on are trained first.
@@ -142,7 +144,6 @@ def first_weights(config, workdir, checkpoints, train_again, console):
   folders = stages.run_stages(
     config, workdir, train_again, functools.partial(say, console)
   )
-  mesh = meshes.make_mesh(config.mesh)
   return initial.load_weights(config, stages.read_states(config, folders, mesh))
 
 

@@ -30,7 +30,6 @@ import numpy as np
 import optax
 
 from jaxzoo.bench import command, torch_process
-from jaxzoo.bench.flops import TRAINING_FACTOR, count_flops
 from jaxzoo.bench.references import REFERENCES, Plan
 from jaxzoo.bench.train_step import (
   Run,
@@ -45,6 +44,7 @@ from jaxzoo.models.cards import MODELS, list_models
 from jaxzoo.models.cards.card import Built, ModelCard
 from jaxzoo.models.create import build_model
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
+from jaxzoo.train.flops import TRAINING_FACTOR, count_flops
 
 MODES = ('inference', 'training')
 CLIP_SCALE = 100.0  # of the cosines, as published

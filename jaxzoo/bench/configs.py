@@ -21,7 +21,6 @@ from rich.table import Table
 
 from jaxzoo import catalog, configuration, main
 from jaxzoo.bench import command
-from jaxzoo.bench.flops import count_flops
 from jaxzoo.bench.synthetic import synthetic_batch
 from jaxzoo.bench.torch_process import Timing, clock, since
 from jaxzoo.bench.train_step import (
@@ -34,6 +33,7 @@ from jaxzoo.bench.train_step import (
 )
 from jaxzoo.errors import UserError
 from jaxzoo.train import mesh as meshes
+from jaxzoo.train.flops import count_flops
 
 
 def compile_predict(config, batch: dict) -> tuple[Run, float]:

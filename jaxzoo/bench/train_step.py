@@ -28,12 +28,12 @@ from rich.table import Table
 
 from jaxzoo import catalog, main
 from jaxzoo.bench import command, torch_process
-from jaxzoo.bench.flops import training_flops
 from jaxzoo.bench.synthetic import synthetic_batch
 from jaxzoo.bench.torch_process import Timing, clock, since
 from jaxzoo.errors import UserError
 from jaxzoo.train import loop
 from jaxzoo.train import mesh as meshes
+from jaxzoo.train.flops import training_flops
 
 # Dense bfloat16 peak of one device, TFLOP/s, by what `device_kind` begins with.
 PEAK_TFLOPS = {

@@ -91,11 +91,12 @@ def read_folder(root: str | os.PathLike, split: str, num_classes: int) -> Files:
   for path in sorted(images.rglob('*')):
     if path.suffix.lower() not in IMAGE_SUFFIXES:
       continue
-    if not path.resolve().is_relative_to(root):
-      raise UserError(f'{path} leads out of {root}')
     other = (classes / path.relative_to(images)).with_suffix('.png')
     if not other.is_file():
       raise UserError(f'{path} has no map of classes {other}')
+    for each in (path, other):
+      if not each.resolve().is_relative_to(root):
+        raise UserError(f'{each} leads out of {root}')
     pairs.append((str(path), str(other)))
   if not pairs:
     raise UserError(f'no pictures below {images}')

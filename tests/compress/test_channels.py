@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxzoo.bench.flops import count_flops
 from jaxzoo.compress import channels
 from jaxzoo.compress.channels import ChannelGroup
 from jaxzoo.compress.masks import apply_masks
@@ -18,6 +17,7 @@ from jaxzoo.errors import UserError
 from jaxzoo.models.backbones.mobile import Block
 from jaxzoo.models.create import build_model
 from jaxzoo.system import from_loss
+from jaxzoo.train.flops import count_flops
 
 # Small members of every family that exports groups.
 SMALL = {

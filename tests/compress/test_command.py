@@ -11,12 +11,12 @@ import pytest
 from jaxzoo import catalog, compress, compression, main
 from jaxzoo.bench import command as bench_command
 from jaxzoo.bench import compress as compress_bench
-from jaxzoo.bench.flops import count_flops
-from jaxzoo.bench.layer_flops import flops_by_parameter
 from jaxzoo.compress import __main__ as command
 from jaxzoo.compress import export, options
 from jaxzoo.errors import UserError
 from jaxzoo.system import alternate, from_loss, with_ema
+from jaxzoo.train.flops import count_flops
+from jaxzoo.train.layer_flops import flops_by_parameter
 
 FIELDS = ('epochs=2.0', 'compress.every=1', 'eval_epochs=1.0')
 

@@ -8,7 +8,8 @@ import pytest
 
 from jaxzoo import catalog, initial
 from jaxzoo.errors import UserError
-from jaxzoo.models.distillation import distillation, terms
+from jaxzoo.models.distillation import distillation
+from jaxzoo.models.layers.image import resized
 from jaxzoo.models.supervised import classification
 from jaxzoo.weights import layout
 
@@ -161,7 +162,5 @@ def test_unknown_stage_is_named_before_compilation():
 
 def test_features_of_another_size_are_resized_to_the_teachers():
   x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-  assert terms.resized(x, (4, 4)) is x
-  np.testing.assert_allclose(
-    terms.resized(x, (2, 2)).mean(), x.mean(), rtol=1e-6
-  )
+  assert resized(x, (4, 4)) is x
+  np.testing.assert_allclose(resized(x, (2, 2)).mean(), x.mean(), rtol=1e-6)

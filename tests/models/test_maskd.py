@@ -113,6 +113,17 @@ def test_classifier_whose_vector_is_no_mean_is_refused():
     jax.eval_shape(system.step, state, batch)
 
 
+def test_classifiers_take_the_masks_of_their_last_map():
+  config = catalog.get_config('distillation:tiny').unlock()
+  config.distill = dict(maskd=dict(weight=1.0, on='last', warmup=0))
+  system = distillation.build(config, optax.sgd(0.1))
+  batch = filled(pictures.example_batch(config), 10)
+  state = jax.jit(system.init)(jax.random.key(0), batch)
+  assert [*state.extra['frozen']['maskd']] == ['stage2']
+  _, metrics = jax.jit(system.step)(state, batch)
+  assert metrics['maskd'] > 0
+
+
 def test_masks_of_logits_have_no_part_in_the_students_parameters():
   config = catalog.get_config('maskd:tiny').unlock()
   config.distill.maskd = dict(

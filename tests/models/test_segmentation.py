@@ -92,6 +92,17 @@ def test_missing_map_and_folder_are_named(folder):
     data.read_folder(root, 'test', 3)
 
 
+def test_map_outside_of_the_folder_is_refused(folder, tmp_path_factory):
+  root, _, classes = folder
+  elsewhere = tmp_path_factory.mktemp('elsewhere') / 'a.png'
+  Image.fromarray(classes).save(elsewhere)
+  inside = root / 'classes/train/town/a.png'
+  inside.unlink()
+  inside.symlink_to(elsewhere)
+  with pytest.raises(UserError, match='leads out of'):
+    data.read_folder(root, 'train', 3)
+
+
 def test_loss_is_over_pixels_that_have_a_class():
   logits = RNG.standard_normal((2, 4, 4, 3)).astype(np.float32)
   classes = RNG.integers(0, 3, (2, 4, 4)).astype(np.uint8)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.norm import at_least_float32
+
 ACTIVATIONS = ('softmax', 'sigmoid')
 
 
@@ -62,8 +64,7 @@ def relations(
     raise ValueError(f'{rows} rows do not divide into groups of {size}')
 
   def probabilities(z):
-    # Wider stays wider, for checks in float64.
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32)) / temperature
+    z = z.astype(at_least_float32(z)) / temperature
     p = jax.nn.sigmoid(z) if activation == 'sigmoid' else jax.nn.softmax(z)
     return p.reshape(-1, size, count)
 

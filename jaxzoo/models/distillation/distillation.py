@@ -15,6 +15,7 @@ import optax
 
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.distillation.terms import Outputs, make_terms
+from jaxzoo.models.layers.convolution import global_pool
 from jaxzoo.models.layers.image import normalize
 from jaxzoo.models.supervised import classification, segmentation
 from jaxzoo.system import System, averaged, from_loss
@@ -36,16 +37,23 @@ class Task(NamedTuple):
   Attributes:
     make: config -> module.
     look: (module, normalised images, train) -> Outputs.
+    check: raises UserError for fields of the config that cannot be.
     targets: (batch, rng, config) -> (images, what `base` takes).
     base: (outputs, targets, config) -> (loss on the labels, metrics).
     answer: (outputs, image) -> what `predict` gives.
+    levels: outputs -> the maps that the task can be continued from.
+    proceed: (module, variables, outputs, maps) -> the outputs with these maps
+      in place of `levels`.
   """
 
   make: Callable
   look: Callable
+  check: Callable
   targets: Callable
   base: Callable
   answer: Callable
+  levels: Callable
+  proceed: Callable
 
 
 def _classify(module, image, train: bool = False) -> Outputs:
@@ -58,6 +66,23 @@ def _classify(module, image, train: bool = False) -> Outputs:
     for x in jax.tree.leaves(features.vector)
   ]
   return Outputs(features.maps, jnp.concatenate(vectors, axis=-1), mean)
+
+
+def _pooled(module, variables, outputs, maps) -> Outputs:
+  """Classification of the mean of the last map.
+
+  Raises:
+    UserError: that is not what the network classifies.
+  """
+  (last,) = maps.values()
+  vector = global_pool(last)
+  if vector.shape != outputs.vector.shape:
+    raise UserError(
+      f'the vector {outputs.vector.shape} of {type(module).__name__} is not '
+      f'the mean of its last map {last.shape}; choose another network'
+    )
+  logits = module.apply(variables, vector, method='classify')
+  return outputs._replace(vector=vector, logits=logits.astype(jnp.float32))
 
 
 def _mixed(batch, rng, config):
@@ -80,6 +105,11 @@ def _segment(module, image, train: bool = False) -> Outputs:
   return Outputs(levels, None, logits.astype(jnp.float32))
 
 
+def _decoded(module, variables, outputs, maps) -> Outputs:
+  logits = module.apply(variables, maps, method='decode')
+  return outputs._replace(maps=maps, logits=logits.astype(jnp.float32))
+
+
 def _pixel_loss(outputs, classes, config):
   del config
   value, right = segmentation.pixel_loss(outputs.logits, classes)
@@ -90,28 +120,34 @@ TASKS = {
   'classification': Task(
     make=lambda config: classification.make_backbone(config).module,
     look=_classify,
+    check=lambda config: classification.check_loss(config.loss),
     targets=_mixed,
     base=_label_loss,
     answer=lambda outputs, image: {
       'logits': outputs.logits,
       'vector': outputs.vector,
     },
+    levels=lambda outputs: dict([[*outputs.maps.items()][-1]]),
+    proceed=_pooled,
   ),
   'segmentation': Task(
     make=segmentation.make_segmenter,
     look=_segment,
+    check=lambda config: None,
     targets=lambda batch, rng, config: (batch['image'], batch['classes']),
     base=_pixel_loss,
     answer=lambda outputs, image: {
       'classes': segmentation.predicted(outputs.logits, image.shape[1:3])
     },
+    levels=lambda outputs: outputs.maps,
+    proceed=_decoded,
   ),
 }
 
 
 def make_teacher(config):
   """The teacher's module."""
-  return TASKS[config.task].make(teacher_config(config))
+  return task_of(config).make(teacher_config(config))
 
 
 def build(config, tx: optax.GradientTransformation) -> System:
@@ -133,14 +169,71 @@ def build(config, tx: optax.GradientTransformation) -> System:
   Raises:
     UserError: an unknown model, field, loss or term.
   """
+  task = task_of(config)
+  task.check(config)
+  student, terms = task.make(config), make_terms(config.distill)
+  teacher = make_teacher(config) if terms else None
+  prepare = lambda image: normalize(
+    image, config.mean, config.std, jnp.dtype(config.dtype)
+  )
+
+  def loss(params, extra, batch, rng):
+    mix_rng, dropout_rng, terms_rng = jax.random.split(rng, 3)
+    image, targets = task.targets(batch, mix_rng, config)
+    stats = extra['batch_stats']
+    own, updated = student.apply(
+      _variables(params['student'], stats['student']),
+      prepare(image),
+      True,
+      method=task.look,
+      rngs={'dropout': dropout_rng},
+      mutable=['batch_stats'],
+    )
+    base, metrics = task.base(own, targets, config)
+    value, aux = config.loss.base_weight * base, {}
+    if terms:
+      taught = _teach(teacher, task, extra['teacher'], batch, image, config)
+      more, parts, aux = _add_up(
+        terms, config.distill, params['aux'], extra, own, taught, terms_rng
+      )
+      value, metrics = value + more, {**metrics, **parts}
+    stats = {'student': _stats(updated), 'aux': aux}
+    return value, ({**extra, 'batch_stats': stats}, {'base': base, **metrics})
+
+  def predict(params, extra, batch):
+    outputs = student.apply(
+      _variables(params['student'], extra['batch_stats']['student']),
+      prepare(batch['image']),
+      method=task.look,
+    )
+    return task.answer(outputs, batch['image'])
+
+  def advance(params, extra):
+    return params, {**extra, 'calls': extra['calls'] + 1}
+
+  return from_loss(
+    make_init(config, task, student, teacher, terms),
+    loss,
+    predict,
+    tx,
+    advance=advance,
+    microbatches=config.microbatches,
+  )
+
+
+def task_of(config) -> Task:
+  """The task of a config.
+
+  Raises:
+    UserError: there is no such task.
+  """
   if config.task not in TASKS:
     raise UserError(f'task: no {config.task!r}; ' + nearest(config.task, TASKS))
-  task = TASKS[config.task]
-  if config.task == 'classification':
-    classification.check_loss(config.loss)
-  student = task.make(config)
-  terms = make_terms(config.distill)
-  teacher = make_teacher(config) if terms else None
+  return TASKS[config.task]
+
+
+def make_init(config, task: Task, student, teacher, terms) -> Callable:
+  """(rng, batch) -> (params, extra), see `build`."""
 
   def init(rng, batch):
     rng, teacher_rng, *keys = jax.random.split(rng, 2 + len(terms))
@@ -155,11 +248,9 @@ def build(config, tx: optax.GradientTransformation) -> System:
       lambda x: x.astype(config.teacher.param_dtype),
       teacher.init(teacher_rng, blank),
     )
-    own, taught = (
-      _zeros(module, task.look, given, blank)
-      for module, given in ((student, variables), (teacher, extra['teacher']))
-    )
     extra['frozen'] = {}
+    own = _zeros(student, task.look, variables, blank)
+    taught = _zeros(teacher, task.look, extra['teacher'], blank)
     for key, (name, term) in zip(keys, terms.items(), strict=True):
       made = term.init(key, own, taught)
       params['aux'][name] = made.get('params', {})
@@ -167,57 +258,25 @@ def build(config, tx: optax.GradientTransformation) -> System:
       extra['frozen'][name] = made.get('frozen', {})
     return params, extra
 
-  def loss(params, extra, batch, rng):
-    mix_rng, dropout_rng, terms_rng = jax.random.split(rng, 3)
-    image, targets = task.targets(batch, mix_rng, config)
-    stats = extra['batch_stats']
-    own, updated = student.apply(
-      _variables(params['student'], stats['student']),
-      normalize(image, config.mean, config.std, jnp.dtype(config.dtype)),
-      True,
-      method=task.look,
-      rngs={'dropout': dropout_rng},
-      mutable=['batch_stats'],
+  return init
+
+
+def _add_up(terms, fields, params, extra, own, taught, rng):
+  """(weighted sum of the terms, metrics, their new statistics)."""
+  value, metrics, stats = 0.0, {}, {}
+  for i, (name, term) in enumerate(terms.items()):
+    variables = {
+      **_variables(params[name], extra['batch_stats']['aux'][name]),
+      'frozen': extra['frozen'][name],
+    }
+    key = jax.random.fold_in(rng, i)
+    part, more, stats[name] = term.loss(
+      variables, own, taught, key, extra['calls']
     )
-    base, metrics = task.base(own, targets, config)
-    metrics = {'base': base, **metrics}
-    value = config.loss.base_weight * base
-    aux = dict(stats['aux'])
-    if terms:
-      taught = _teach(teacher, task, extra['teacher'], batch, image, config)
-    for i, (name, term) in enumerate(terms.items()):
-      part, more, aux[name] = term.loss(
-        {
-          **_variables(params['aux'][name], aux[name]),
-          'frozen': extra['frozen'][name],
-        },
-        own,
-        taught,
-        jax.random.fold_in(terms_rng, i),
-        extra['calls'],
-      )
-      value += config.distill[name].weight * part
-      metrics |= {name: part}
-      metrics |= {f'{name}/{key}': x for key, x in more.items()}
-    stats = {'student': _stats(updated), 'aux': aux}
-    return value, ({**extra, 'batch_stats': stats}, metrics)
-
-  def predict(params, extra, batch):
-    outputs = student.apply(
-      _variables(params['student'], extra['batch_stats']['student']),
-      normalize(
-        batch['image'], config.mean, config.std, jnp.dtype(config.dtype)
-      ),
-      method=task.look,
-    )
-    return task.answer(outputs, batch['image'])
-
-  def advance(params, extra):
-    return params, {**extra, 'calls': extra['calls'] + 1}
-
-  return from_loss(
-    init, loss, predict, tx, advance=advance, microbatches=config.microbatches
-  )
+    value += fields[name].weight * part
+    metrics[name] = part
+    metrics |= {f'{name}/{label}': x for label, x in more.items()}
+  return value, metrics, stats
 
 
 def _teach(teacher, task, variables, batch, image, config) -> Outputs:

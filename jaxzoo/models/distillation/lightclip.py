@@ -31,6 +31,7 @@ from jaxzoo.models.losses.contrastive import (
   l2_normalize,
 )
 from jaxzoo.models.retrieval import towers
+from jaxzoo.models.retrieval.clip import MAX_SCALE
 from jaxzoo.models.retrieval.irra import masked_positions, mlm_loss
 from jaxzoo.models.supervised import classification
 from jaxzoo.system import System, from_loss
@@ -124,18 +125,21 @@ def _assigned(cosines: Float[Array, 'm p w'], valid) -> Float[Array, 'm w']:
   return jnp.take_along_axis(padded, chosen[:, None], axis=1)[:, 0]
 
 
-def token_loss(
-  similarity: Float[Array, 'b b'], scale: float | Float[Array, '']
-) -> Float[Array, '']:
-  """Symmetric InfoNCE on `token_similarity`, with the scale of the vectors.
-
-  The score averages over words; transposed for texts against images it is the
-  same matrix.
-  """
-  return info_nce(similarity, scale)
-
-
 # The towers.
+
+
+class Seen(NamedTuple):
+  """What the image tower makes of a batch, float32.
+
+  Attributes:
+    map: of the last stage, its positions in a row.
+    patches: the same in the common space.
+    vector: the pooled one there.
+  """
+
+  map: Float[Array, 'b p c']
+  patches: Float[Array, 'b p d']
+  vector: Float[Array, 'b d']
 
 
 class ImageTower(nn.Module):
@@ -152,10 +156,8 @@ class ImageTower(nn.Module):
   @nn.compact
   def __call__(
     self, image: Float[Array, 'b h w c'], train: bool = False
-  ) -> tuple[
-    Float[Array, 'b p c2'], Float[Array, 'b p d'], Float[Array, 'b d']
-  ]:
-    """(the last map's patches, the same projected, the vector projected)."""
+  ) -> Seen:
+    """Of normalised images."""
     features = self.backbone.features(image, train)
     last = [*features.maps.values()][-1].astype(jnp.float32)
     patches = last.reshape(last.shape[0], -1, last.shape[-1])
@@ -172,7 +174,7 @@ class ImageTower(nn.Module):
         f'channels and its last map {last.shape[-1]}: LightCLIP projects both '
         'by one matrix; choose another model'
       )
-    return patches, project(patches), project(vector)
+    return Seen(patches, project(patches), project(vector))
 
 
 class Fusion(nn.Module):
@@ -320,104 +322,129 @@ def build(config, tx: optax.GradientTransformation) -> System:
   Raises:
     UserError: weights that are all 0, or no such ramp.
   """
-  options = config.loss
   weights = towers.read_weights(Weights, config)
-  if options.ramp not in RAMPS:
+  if config.loss.ramp not in RAMPS:
     raise UserError(
-      f'loss.ramp: no {options.ramp!r}; ' + nearest(options.ramp, RAMPS)
+      f'loss.ramp: no {config.loss.ramp!r}; ' + nearest(config.loss.ramp, RAMPS)
     )
   image_tower, text_tower = make_towers(config)
-  head = WordHead()
   prepare = lambda image: normalize(
     image, config.mean, config.std, jnp.dtype(config.dtype)
   )
 
-  def init(rng, batch):
-    keys = jax.random.split(rng, 3)
-    image = jnp.zeros((1, *batch['image'].shape[1:]))
-    text = jnp.zeros((1, *batch['text'].shape[1:]), jnp.int32)
-    extra = dict(image_tower.init(keys[0], image))
-    params = {'image': extra.pop('params')}
-    patches = None
-    if weights.mlm:
-      patches = jax.eval_shape(
-        lambda p: image_tower.apply({'params': p, **extra}, image)[0],
-        params['image'],
-      )
-      patches = jnp.zeros(patches.shape)
-    params['text'] = text_tower.init(keys[1], text, patches)['params']
-    params['logit_scale'] = jnp.float32(math.log(1 / 0.07))
-    if weights.mlm:
-      table = params['text']['token_embedding']['embedding']
-      hidden = jnp.zeros((1, 1, table.shape[1]))
-      params['mlm_head'] = head.init(keys[2], hidden, table)['params']
-    return params, {**extra, 'calls': jnp.int32(0)}
-
   def loss(params, extra, batch, rng):
-    (raw, patches, image), updated = image_tower.apply(
-      {'params': params['image'], **_statistics(extra)},
+    image, updated = image_tower.apply(
+      {'params': params['image'], **classification.statistics(extra)},
       prepare(batch['image']),
       True,
       rngs={'dropout': rng},
       mutable=['batch_stats'],
     )
-    _, tokens = text_tower.apply({'params': params['text']}, batch['text'])
-    text = at_end(tokens, batch['text'])
-    scale = jnp.exp(params['logit_scale'])
-    similarity = cosine_similarity(image, text)
-    softness = softness_at(
-      extra['calls'], config.total_steps or 1, options.softness, options.ramp
+    encode_text = lambda text, patches=None: text_tower.apply(
+      {'params': params['text']}, text, patches
     )
-    losses, metrics = {}, {'scale': scale, 'softness': softness}
-    right = similarity.argmax(1) == jnp.arange(len(similarity))
-    metrics['accuracy'] = right.mean(dtype=jnp.float32)
-    if weights.instance:
-      losses['instance'] = softened_info_nce(scale * similarity, softness)
-    if weights.token:
-      order, lengths = words_of(batch['text'])
-      found = token_similarity(
-        patches, tokens[:, order], lengths, one_to_one=options.one_to_one
-      )
-      losses['token'] = token_loss(found, scale)
-    if weights.mlm:
-      losses['mlm'], metrics['mlm_accuracy'] = fill_words(params, raw, batch)
+    losses, metrics = lightclip_losses(
+      params, image, encode_text, batch, extra['calls'], config, weights
+    )
     total, parts = towers.weigh(losses, weights)
     return total, ({**extra, **updated}, metrics | parts)
-
-  def fill_words(params, patches, batch):
-    hidden, _ = text_tower.apply(
-      {'params': params['text']}, batch['mlm_text'], patches
-    )
-    positions, labels = masked_positions(
-      batch['mlm_labels'], options.mlm_budget
-    )
-    hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    table = params['text']['token_embedding']['embedding']
-    logits = head.apply({'params': params['mlm_head']}, hidden, table)
-    return mlm_loss(logits, labels)
 
   def predict(params, extra, batch):
     outputs = {}
     if 'image' in batch:
-      variables = {'params': params['image'], **_statistics(extra)}
-      *_, vector = image_tower.apply(variables, prepare(batch['image']))
-      outputs['image'] = l2_normalize(vector)
+      image = image_tower.apply(
+        {'params': params['image'], **classification.statistics(extra)},
+        prepare(batch['image']),
+      )
+      outputs['image'] = l2_normalize(image.vector)
     if 'text' in batch:
       _, tokens = text_tower.apply({'params': params['text']}, batch['text'])
       outputs['text'] = l2_normalize(at_end(tokens, batch['text']))
     return outputs
 
   def advance(params, extra):
-    # As CLIP's: the scale may not grow beyond 100.
-    bounded = jnp.minimum(params['logit_scale'], math.log(100.0))
+    bounded = jnp.minimum(params['logit_scale'], math.log(MAX_SCALE))
     return (
       {**params, 'logit_scale': bounded},
       {**extra, 'calls': extra['calls'] + 1},
     )
 
   return from_loss(
-    init, loss, predict, tx, advance=advance, microbatches=config.microbatches
+    make_init(image_tower, text_tower, weights),
+    loss,
+    predict,
+    tx,
+    advance=advance,
+    microbatches=config.microbatches,
   )
+
+
+def make_init(image_tower, text_tower, weights: Weights):
+  """(rng, batch) -> (params, extra); fusion and word head only for mlm."""
+
+  def init(rng, batch):
+    keys = jax.random.split(rng, 3)
+    image = jnp.zeros((1, *batch['image'].shape[1:]))
+    text = jnp.zeros((1, *batch['text'].shape[1:]), jnp.int32)
+    seen, variables = image_tower.init_with_output(keys[0], image)
+    patches = seen.map if weights.mlm else None
+    params = {
+      'image': variables['params'],
+      'text': text_tower.init(keys[1], text, patches)['params'],
+      'logit_scale': jnp.float32(math.log(1 / 0.07)),
+    }
+    if weights.mlm:
+      table = params['text']['token_embedding']['embedding']
+      hidden = jnp.zeros((1, 1, table.shape[1]))
+      params['mlm_head'] = WordHead().init(keys[2], hidden, table)['params']
+    stats = classification.statistics(variables)
+    return params, {**stats, 'calls': jnp.int32(0)}
+
+  return init
+
+
+def lightclip_losses(
+  params, image, encode_text, batch, calls, config, weights: Weights
+) -> tuple[dict, dict]:
+  """The losses of positive weight, and measures of the batch.
+
+  Args:
+    params: for the scale, the table of words and its head.
+    image: `Seen`, of the batch.
+    encode_text: (ids, patches) -> (hidden, tokens).
+    batch: see `build`.
+    calls: updates so far, by which labels soften.
+    config: as for `build`.
+    weights: which losses to compute.
+  """
+  options = config.loss
+  _, tokens = encode_text(batch['text'])
+  scale = jnp.exp(params['logit_scale'])
+  similarity = cosine_similarity(image.vector, at_end(tokens, batch['text']))
+  softness = softness_at(
+    calls, config.total_steps or 1, options.softness, options.ramp
+  )
+  right = similarity.argmax(1) == jnp.arange(len(similarity))
+  losses, metrics = {}, {'scale': scale, 'softness': softness}
+  metrics['accuracy'] = right.mean(dtype=jnp.float32)
+  if weights.instance:
+    losses['instance'] = softened_info_nce(scale * similarity, softness)
+  if weights.token:
+    order, lengths = words_of(batch['text'])
+    found = token_similarity(
+      image.patches, tokens[:, order], lengths, one_to_one=options.one_to_one
+    )
+    losses['token'] = info_nce(found, scale)
+  if weights.mlm:
+    hidden, _ = encode_text(batch['mlm_text'], image.map)
+    positions, labels = masked_positions(
+      batch['mlm_labels'], options.mlm_budget
+    )
+    hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    table = params['text']['token_embedding']['embedding']
+    logits = WordHead().apply({'params': params['mlm_head']}, hidden, table)
+    losses['mlm'], metrics['mlm_accuracy'] = mlm_loss(logits, labels)
+  return losses, metrics
 
 
 def make_towers(config) -> tuple[ImageTower, TextTower]:
@@ -443,10 +470,6 @@ def at_end(
   """The token at which each caption ends."""
   end = end_positions(text)
   return jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
-
-
-def _statistics(extra) -> dict:
-  return {name: extra[name] for name in ('batch_stats',) if name in extra}
 
 
 def sharding(config) -> tuple:

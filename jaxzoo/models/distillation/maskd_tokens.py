@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxzoo.errors import UserError
 from jaxzoo.models.distillation import distillation, maskd
-from jaxzoo.models.layers.convolution import global_pool
 from jaxzoo.models.layers.image import normalize
-from jaxzoo.models.supervised import segmentation
 from jaxzoo.system import System, from_loss
 from jaxzoo.weights import rows as to
 
@@ -39,7 +36,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
   Raises:
     UserError: an unknown task, or maps that it cannot be continued from.
   """
-  task = distillation.TASKS[config.task]
+  task = distillation.task_of(config)
   teacher, fields = distillation.make_teacher(config), config.tokens
   prepare = lambda image: normalize(
     image,
@@ -51,10 +48,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
   def maps_of(outputs):
     if fields.on == 'logits':
       return {'logits': outputs.logits}
-    if config.task == 'classification':
-      name = [*outputs.maps][-1]
-      return {name: outputs.maps[name]}
-    return outputs.maps
+    return task.levels(outputs)
 
   def module(feature):
     return maskd.MaskModule(
@@ -74,7 +68,9 @@ def build(config, tx: optax.GradientTransformation) -> System:
     for name, feature in maps_of(outputs).items():
       found[name] = module(feature).apply({'params': params[name]}, feature)
       maps[name] = maskd.masked_feature(feature, found[name])
-    return _continued(teacher, variables, outputs, maps, config), found
+    if fields.on == 'logits':
+      return outputs._replace(logits=maps['logits']), found
+    return task.proceed(teacher, variables, outputs, maps), found
 
   def init(rng, batch):
     keys = jax.random.split(rng)
@@ -104,26 +100,6 @@ def build(config, tx: optax.GradientTransformation) -> System:
   return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
 
 
-def _continued(teacher, variables, outputs, maps, config):
-  """What the teacher makes of its maps once they are masked."""
-  if config.tokens.on == 'logits':
-    return outputs._replace(logits=maps['logits'])
-  if config.task == 'segmentation':
-    logits = teacher.apply(
-      variables, maps, method=segmentation.Segmenter.decode
-    )
-    return outputs._replace(maps=maps, logits=logits.astype(jnp.float32))
-  (last,) = maps.values()
-  vector = global_pool(last)
-  if vector.shape != outputs.vector.shape:
-    raise UserError(
-      f'teacher.model={config.teacher.model}: its vector {outputs.vector.shape} '
-      f'is not the mean of its last map {last.shape}; choose another teacher'
-    )
-  logits = teacher.apply(variables, vector, method='classify')
-  return outputs._replace(vector=vector, logits=logits.astype(jnp.float32))
-
-
 def convert(state_dict, config) -> dict:
   """Published tokens of `teacher`'s maps, in the released names, as parameters.
 
@@ -148,14 +124,13 @@ def convert(state_dict, config) -> dict:
 def _map_names(teacher, config) -> list[str]:
   """Names of the maps that tokens look at."""
   image = jnp.zeros((1, *config.image_size, config.in_chans))
-  task = distillation.TASKS[config.task]
+  task = distillation.task_of(config)
 
   def maps():
     variables = teacher.init(jax.random.key(0), image)
-    return teacher.apply(variables, image, method=task.look).maps
+    return task.levels(teacher.apply(variables, image, method=task.look))
 
-  names = [*jax.eval_shape(maps)]
-  return names if config.task == 'segmentation' else names[-1:]
+  return [*jax.eval_shape(maps)]
 
 
 def from_stages(states, config):

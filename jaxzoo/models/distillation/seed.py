@@ -160,100 +160,104 @@ def build(config, tx: optax.GradientTransformation) -> System:
     if frozen
     else student
   )
-  of_teacher = config.teacher if frozen else config
+
+  def loss(params, extra, batch, rng):
+    views = {'queue': (batch['image'], batch.get('view2', batch['image']))}
+    if 'small' in batch:
+      views['small_queue'] = 2 * (batch['small'],)
+    extra, value, metrics = dict(extra), 0.0, {}
+    for i, (queue, (own, others)) in enumerate(views.items()):
+      key = jax.random.fold_in(rng, i)
+      z, extra = encode_student(params, extra, own, key)
+      taught = encode_teacher(extra, others)
+      found = similarities(
+        z,
+        taught,
+        extra[queue].vectors,
+        student_temperature=config.loss.student_temperature,
+        teacher_temperature=config.loss.teacher_temperature,
+      )
+      part = similarity_loss(found) if frozen else contrastive_loss(found)
+      # Of several crops of an image the first is remembered.
+      first = taught.reshape(own.shape[0], -1, taught.shape[-1])[:, 0]
+      extra[queue] = enqueue(extra[queue], first)
+      own_wins = found.logits.argmax(1) == found.targets.argmax(1)
+      prefix = queue.removesuffix('queue')
+      metrics[f'{prefix}similarity_loss'] = part
+      metrics[f'{prefix}nearest'] = own_wins.mean(dtype=jnp.float32)
+      value += part
+    return value, (extra, metrics)
+
+  def encode_student(params, extra, image, rng):
+    (z, _), updated = student.apply(
+      {'params': params, **classification.statistics(extra)},
+      _prepared(image.reshape(-1, *image.shape[-3:]), config),
+      True,
+      rngs={'dropout': rng},
+      mutable=['batch_stats'],
+    )
+    return z, {**extra, **updated}
+
+  def encode_teacher(extra, image):
+    z, _ = teacher.apply(
+      jax.lax.stop_gradient(extra['teacher']),
+      _prepared(
+        image.reshape(-1, *image.shape[-3:]),
+        config.teacher if frozen else config,
+      ),
+    )
+    return jax.lax.stop_gradient(z)
+
+  def predict(params, extra, batch):
+    variables = {'params': params, **classification.statistics(extra)}
+    z, vector = student.apply(variables, _prepared(batch['image'], config))
+    return {'vector': vector, 'embedding': z}
+
+  return from_loss(
+    make_init(config, student, teacher),
+    loss,
+    predict,
+    tx,
+    advance=None if frozen else make_follow(config.teacher.momentum),
+    microbatches=config.microbatches,
+  )
+
+
+def make_init(config, student: Encoder, teacher: Encoder):
+  """(rng, batch) -> (params, extra), with a queue for each size of crops."""
 
   def init(rng, batch):
     keys = jax.random.split(rng, 4)
     blank = jnp.zeros((1, *batch['image'].shape[1:]))
-    variables = student.init(keys[0], blank)
-    taught = teacher.init(keys[1], blank) if frozen else variables
+    variables = dict(student.init(keys[0], blank))
+    taught = variables
+    if config.teacher.kind == 'frozen':
+      taught = dict(teacher.init(keys[1], blank))
     dim = jax.eval_shape(teacher.apply, taught, blank)[0].shape[-1]
     extra = {
-      'batch_stats': dict(variables.get('batch_stats', {})),
+      **classification.statistics(variables),
       # A copy: the state is donated, and no buffer may be donated twice.
-      'teacher': jax.tree.map(jnp.copy, dict(taught)),
+      'teacher': jax.tree.map(jnp.copy, taught),
       'queue': random_queue(keys[2], config.queue_size, dim),
     }
     if 'small' in batch:
       extra['small_queue'] = random_queue(keys[3], config.queue_size, dim)
     return variables['params'], extra
 
-  def loss(params, extra, batch, rng):
-    views = {'image': (batch['image'], batch.get('view2', batch['image']))}
-    if 'small' in batch:
-      views['small'] = 2 * (batch['small'],)
-    extra, value, metrics = dict(extra), 0.0, {}
-    for i, (name, (own, others)) in enumerate(views.items()):
-      part, extra, more = one_view(
-        params, extra, own, others, name, jax.random.fold_in(rng, i)
-      )
-      value += part
-      metrics |= more
-    return value, (extra, metrics)
+  return init
 
-  def one_view(params, extra, own, others, name, rng):
-    flat = lambda x: x.reshape(-1, *x.shape[-3:])
-    (z, _), updated = student.apply(
-      {'params': params, 'batch_stats': extra['batch_stats']},
-      _prepared(flat(own), config),
-      True,
-      rngs={'dropout': rng},
-      mutable=['batch_stats'],
-    )
-    taught, _ = teacher.apply(
-      jax.lax.stop_gradient(extra['teacher']),
-      _prepared(flat(others), of_teacher),
-    )
-    taught = jax.lax.stop_gradient(taught)
-    key = 'queue' if name == 'image' else 'small_queue'
-    found = similarities(
-      z,
-      taught,
-      extra[key].vectors,
-      student_temperature=config.loss.student_temperature,
-      teacher_temperature=config.loss.teacher_temperature,
-    )
-    value = similarity_loss(found) if frozen else contrastive_loss(found)
-    # Of several crops of an image the first is remembered.
-    first = taught.reshape(own.shape[0], -1, taught.shape[-1])[:, 0]
-    extra = {
-      **extra,
-      'batch_stats': dict(updated.get('batch_stats', {})),
-      key: enqueue(extra[key], first),
-    }
-    own_wins = found.logits.argmax(1) == found.targets.argmax(1)
-    prefix = '' if name == 'image' else 'small_'
-    return (
-      value,
-      extra,
-      {
-        f'{prefix}similarity_loss': value,
-        f'{prefix}nearest': own_wins.mean(dtype=jnp.float32),
-      },
-    )
 
-  def predict(params, extra, batch):
-    variables = {'params': params, 'batch_stats': extra['batch_stats']}
-    z, vector = student.apply(variables, _prepared(batch['image'], config))
-    return {'vector': vector, 'embedding': z}
+def make_follow(momentum: float):
+  """(params, extra) -> the same, the teacher moved towards the student."""
 
   def follow(params, extra):
-    m = config.teacher.momentum
-    own = {'params': params, 'batch_stats': extra['batch_stats']}
-    own = {name: own[name] for name in extra['teacher']}
+    own = {'params': params, **classification.statistics(extra)}
     moved = jax.tree.map(
-      lambda t, s: m * t + (1 - m) * s, extra['teacher'], own
+      lambda t, s: momentum * t + (1 - momentum) * s, extra['teacher'], own
     )
     return params, {**extra, 'teacher': moved}
 
-  return from_loss(
-    init,
-    loss,
-    predict,
-    tx,
-    advance=None if frozen else follow,
-    microbatches=config.microbatches,
-  )
+  return follow
 
 
 def _check(config) -> None:

@@ -22,6 +22,7 @@ from jaxzoo.models.distillation.maskd import (
   segmentation_loss,
 )
 from jaxzoo.models.layers.convolution import conv
+from jaxzoo.models.layers.image import resized
 from jaxzoo.models.layers.norm import BatchNorm
 from jaxzoo.models.losses.distillation import (
   feature_matching,
@@ -133,15 +134,6 @@ class Align(nn.Module):
     x = conv(self.channels, 1, name='conv')(x.astype(jnp.float32))
     x = BatchNorm(name='bn')(x, True)
     return resized(x, size)
-
-
-def resized(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
-) -> Float[Array, 'b h2 w2 c']:
-  """`x` bilinearly resized to (height, width), if it has another size."""
-  if x.shape[1:3] == tuple(size):
-    return x
-  return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear')
 
 
 def features(stage: str = 'last', teacher_stage: str = '') -> Term:
@@ -262,7 +254,8 @@ def maskd(
     weighted: whether levels have heads for the importance of tokens.
     custom: whether the student's own masks narrow the teacher's.
     warmup: updates before they do.
-    on: 'levels', all maps, or 'logits' of dense outputs.
+    on: 'levels', all maps; 'last', the coarsest, as for classifiers; or
+      'logits' of dense outputs.
   """
 
   def init(rng, student, teacher):
@@ -271,7 +264,7 @@ def maskd(
       keys = jax.random.split(jax.random.fold_in(rng, i))
       module = MaskModule(taught.shape[-1], num_tokens, weighted)
       found['frozen'][name] = module.init(keys[0], taught)['params']
-      if on == 'levels':
+      if on != 'logits':
         found['params'][name] = aligner(taught).init(keys[1], own)['params']
     return found
 
@@ -306,6 +299,9 @@ def _levels(student, teacher, on):
   """(name, student's, teacher's) of every tensor that has masks."""
   if on == 'logits':
     return [('logits', student.logits, teacher.logits)]
+  if on == 'last':
+    name = [*teacher.maps][-1]
+    return [(name, pick(student.maps, 'last', 'student'), teacher.maps[name])]
   return [
     (name, pick(student.maps, name, 'student'), taught)
     for name, taught in teacher.maps.items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
@@ -40,3 +41,12 @@ def normalize(
   mean = jnp.asarray(mean, jnp.float32)
   std = jnp.asarray(std, jnp.float32)
   return ((x - mean) / std).astype(dtype)
+
+
+def resized(
+  x: Float[Array, 'b h w c'], size: tuple[int, int]
+) -> Float[Array, 'b h2 w2 c']:
+  """`x` bilinearly resized to (height, width), if it has another size."""
+  if x.shape[1:3] == tuple(size):
+    return x
+  return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear')

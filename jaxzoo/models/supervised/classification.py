@@ -233,6 +233,10 @@ def _vector_and_logits(module, image):
 
 
 def statistics(variables) -> dict:
+  """{'batch_stats': ...} of variables or extras, {} where there are none.
+
+  Other extras, averages among them, are no variables of the network.
+  """
   return {
     name: variables[name] for name in ('batch_stats',) if name in variables
   }

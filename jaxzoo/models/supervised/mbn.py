@@ -152,7 +152,10 @@ def make_system(
     return State(jnp.int32(0), run_rng, params, tx.init(params), extra)
 
   def predict(state, batch):
-    variables = {'params': state.params, **_statistics(state.extra)}
+    variables = {
+      'params': state.params,
+      **classification.statistics(state.extra),
+    }
     image = normalize(batch['image'], mean, std)
     outputs = {'logits': module.apply(variables, image)}
     if batch_logits:
@@ -173,7 +176,7 @@ def make_forward(module, mean, std) -> Callable:
 
   def forward(params, extra, batch, rng):
     logits, updated = module.apply(
-      {'params': params, **_statistics(extra)},
+      {'params': params, **classification.statistics(extra)},
       normalize(batch['image'], mean, std),
       True,
       mutable=['batch_stats'],
@@ -250,11 +253,6 @@ def twice(
     return after._replace(extra=extra), metrics
 
   return both
-
-
-def _statistics(extra: Mapping) -> dict:
-  # Other extras, averages among them, are no variables of the network.
-  return {name: extra[name] for name in ('batch_stats',) if name in extra}
 
 
 def accuracy(

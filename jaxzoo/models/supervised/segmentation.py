@@ -9,13 +9,12 @@ published numbers of DeepLab or PSPNet are not its aim.
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from jaxzoo.models.layers.convolution import conv
-from jaxzoo.models.layers.image import normalize
+from jaxzoo.models.layers.image import normalize, resized
 from jaxzoo.models.layers.norm import BatchNorm
 from jaxzoo.models.supervised import classification
 from jaxzoo.system import System, from_loss
@@ -52,7 +51,7 @@ class Segmenter(nn.Module):
       x = conv(self.width, 1, bias=True, name=f'lateral_{name}')(
         maps[name].astype(jnp.float32)
       )
-      above = x if above is None else x + upsampled(above, x.shape[1:3])
+      above = x if above is None else x + resized(above, x.shape[1:3])
       levels[name] = above
     return {name: levels[name] for name in maps}
 
@@ -62,7 +61,7 @@ class Segmenter(nn.Module):
   ) -> Float[Array, 'b h w k']:
     """Logits at the size of the finest level."""
     size = next(iter(levels.values())).shape[1:3]
-    x = sum(upsampled(level, size) for level in levels.values())
+    x = sum(resized(level, size) for level in levels.values())
     x = conv(self.width, 3, name='head_conv')(x)
     x = nn.relu(BatchNorm(name='head_bn')(x, train))
     return conv(self.num_classes, 1, bias=True, name='head')(x)
@@ -75,20 +74,11 @@ class Segmenter(nn.Module):
     return levels, self.decode(levels, train)
 
 
-def upsampled(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
-) -> Float[Array, 'b h2 w2 c']:
-  """Bilinear, to (height, width)."""
-  if x.shape[1:3] == tuple(size):
-    return x
-  return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear')
-
-
 def pixel_loss(
   logits: Float[Array, 'b h w k'], classes: Int[Array, 'b h2 w2']
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """(cross entropy, accuracy), means over the pixels with a class below k."""
-  logits = upsampled(logits.astype(jnp.float32), classes.shape[1:])
+  logits = resized(logits.astype(jnp.float32), classes.shape[1:])
   known = classes < logits.shape[-1]
   labels = jnp.where(known, classes, 0).astype(jnp.int32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -102,7 +92,7 @@ def predicted(
   logits: Float[Array, 'b h w k'], size: tuple[int, int]
 ) -> Int[Array, 'b h2 w2']:
   """The most probable class of every pixel of an image of this size."""
-  logits = upsampled(logits.astype(jnp.float32), size)
+  logits = resized(logits.astype(jnp.float32), size)
   return logits.argmax(-1).astype(jnp.uint8)
 
 
@@ -134,7 +124,7 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
   def loss(params, extra, batch, rng):
     (_, logits), updated = module.apply(
-      {'params': params, **_statistics(extra)},
+      {'params': params, **classification.statistics(extra)},
       prepare(batch['image']),
       True,
       rngs={'dropout': rng},
@@ -145,15 +135,12 @@ def build(config, tx: optax.GradientTransformation) -> System:
 
   def predict(params, extra, batch):
     _, logits = module.apply(
-      {'params': params, **_statistics(extra)}, prepare(batch['image'])
+      {'params': params, **classification.statistics(extra)},
+      prepare(batch['image']),
     )
     return {'classes': predicted(logits, batch['image'].shape[1:3])}
 
   return from_loss(init, loss, predict, tx, microbatches=config.microbatches)
-
-
-def _statistics(extra) -> dict:
-  return {name: extra[name] for name in ('batch_stats',) if name in extra}
 
 
 def convert(state_dict, config) -> dict:

@@ -4,7 +4,7 @@ import jax
 from thinned import named
 
 from jaxzoo.models.distillation import lightclip
-from jaxzoo.models.losses.contrastive import cosine_similarity
+from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
 
 
 def run(case):
@@ -18,7 +18,7 @@ def run(case):
     similarity = lightclip.token_similarity(
       patches, words, inputs['lengths'], one_to_one=one_to_one
     )
-    return lightclip.token_loss(similarity, config['scale']), similarity
+    return info_nce(similarity, config['scale']), similarity
 
   value, grads = jax.jit(jax.value_and_grad(instance, argnums=(0, 1)))(
     inputs['image_features'], inputs['text_features']

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.extend import core
 
-from jaxzoo.bench.flops import equation_flops
+from jaxzoo.train.flops import equation_flops
 
 # Operations after which an array is still the parameter that it was.
 _SAME = {

@@ -11,8 +11,8 @@ from jax.experimental import pallas
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxzoo import catalog, runs
-from jaxzoo.bench.flops import count_flops, training_flops
 from jaxzoo.system import alternate, from_loss
+from jaxzoo.train.flops import count_flops, training_flops
 
 
 def array(*shape):
