@@ -257,9 +257,9 @@ def neighbourhoods(
   """Overlapping squares of a map: n of them with s = side² places, row by row.
 
   Slices on top of each other rather than a gather, whose gradient would be a
-  scatter-add, which accelerators are slow at. On a CPU nothing is gained: 0.8 ms
-  against 0.7 on 4 maps of 14x14x384, 7.9 against 7.3 with the gradient (`python
-  -m jaxzoo.bench.formulations neighbourhoods`); GPU and TPU have not been
+  scatter-add, which accelerators are slow at. On a CPU the gather is twice as
+  fast, at a millisecond for 8 images (docs/performance.md: `python -m
+  jaxzoo.bench.formulations neighbourhoods`); GPU and TPU have not been
   measured. NumPy stays NumPy.
   """
   stack = np.stack if isinstance(x, np.ndarray) else jnp.stack

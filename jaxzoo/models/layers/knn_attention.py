@@ -22,9 +22,9 @@ def knn_mask(scores: Float[Array, '*b q n'], k: int) -> Bool[Array, '*b q n']:
   belongs to it if at least k scores reach the number with that bit set. Ties
   are settled by the same search over their indices. That is 32 comparisons and
   counts of a row and a few more, one fused loop on every backend, and no sort:
-  `lax.top_k` sorts whole rows with their indices (at [4, 6, 197, 197], k = 100
-  it took 2 to 12 times as long on busy CPU cores: `python -m
-  jaxzoo.bench.formulations knn_mask`; GPU and TPU have not been measured), and
+  `lax.top_k` sorts whole rows with their indices (3.8 times as long on a CPU, see
+  docs/performance.md: `python -m jaxzoo.bench.formulations knn_mask`; GPU and
+  TPU have not been measured), and
   where heads are sharded XLA gathers them for it; this shards over batch and
   heads without a collective. A mask by one-hot rows of the k indices would cost
   k n².

@@ -47,10 +47,10 @@ def partition(
   windows, then rolled by -`shift` along both axes, then cut. All three are
   copies of rectangles that XLA fuses into one, and so are their gradients,
   where an index for each place would be a gather and its gradient a
-  scatter-add, which accelerators are slow at. On a CPU nothing is gained: there
-  and back, 4 maps of 56x56x96 take 18 ms where gathers take 13, 45 and 37 with
-  the gradient (`python -m jaxzoo.bench.formulations windows`); GPU and TPU have
-  not been measured.
+  scatter-add, which accelerators are slow at. On a CPU gathers are the faster
+  ones, 5 times there and back and 1.5 times with the gradient
+  (docs/performance.md: `python -m jaxzoo.bench.formulations windows`); GPU and
+  TPU have not been measured.
 
   Args:
     x: map.
