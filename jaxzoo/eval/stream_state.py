@@ -9,12 +9,14 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
 
 from jaxzoo.eval.stream import Record
 from jaxzoo.system import State
+from jaxzoo.train.stored import from_stored, to_stored
 
 FREE_FIELDS = ('evals', 'mesh', 'profile', 'baseline', 'log_steps')
 
@@ -41,7 +43,7 @@ def save(folder, key: str, progress) -> None:
     return
   position, state, record = progress
   arrays = {'position': np.int64(position)}
-  leaves = jax.tree.leaves(jax.device_get(_plain(state)))
+  leaves = jax.tree.leaves(jax.device_get(to_stored(state)))
   arrays |= {f'state/{i}': x for i, x in enumerate(leaves)}
   flat, _ = jax.tree_util.tree_flatten_with_path(record)
   arrays |= {'record/' + _name(path): x for path, x in flat}
@@ -65,7 +67,7 @@ def load(folder, key: str, like: State):
   if not folder or not _path(folder, key).exists():
     return None
   path = _path(folder, key)
-  plain = jax.eval_shape(_plain, like)
+  plain = jax.eval_shape(to_stored, like)
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
       arrays = {name: stored[name] for name in stored.files}
@@ -80,7 +82,9 @@ def load(folder, key: str, like: State):
     logging.warning('%s is of another system: the stream begins anew', path)
     return None
   state = jax.tree.unflatten(jax.tree.structure(plain), leaves)
-  state = jax.tree.map(_placed, state, like)
+  like = jax.tree.map(jnp.asarray, like)
+  shardings = jax.tree.map(lambda x: x.sharding, like)
+  state = jax.device_put(from_stored(state, like, shardings), shardings)
   position = int(arrays.pop('position'))
   return position, state, _record(arrays)
 
@@ -91,22 +95,6 @@ def _path(folder, key) -> epath.Path:
 
 def _name(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _is_key(x) -> bool:
-  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _plain(state):
-  return jax.tree.map(
-    lambda x: jax.random.key_data(x) if _is_key(x) else x, state
-  )
-
-
-def _placed(x, like):
-  x = jax.device_put(x)
-  x = jax.random.wrap_key_data(x) if _is_key(like) else x
-  return jax.device_put(x, getattr(like, 'sharding', None))
 
 
 def _record(arrays):

@@ -23,6 +23,7 @@ from jaxzoo.system import State
 from jaxzoo.train.manifest import check_manifest, write_manifest
 from jaxzoo.train.mesh import placed
 from jaxzoo.train.optim import path_name
+from jaxzoo.train.stored import from_stored, stored_shardings, to_stored
 
 ARRAYS = 'arrays'  # key of the JSON: names, dtypes and shapes of the state
 
@@ -37,26 +38,6 @@ class Restored(NamedTuple):
 def _absolute(directory) -> epath.Path:
   """Orbax takes no relative paths; `gs://...` stays as it is."""
   return epath.Path(directory).expanduser().resolve()
-
-
-def _plain(state):
-  """Keys as the uint32 arrays that they are made of: what is written."""
-  return jax.tree.map(
-    lambda x: jax.random.key_data(x) if _is_key(x) else x, state
-  )
-
-
-def _is_key(x) -> bool:
-  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _like(plain, state):
-  """The inverse of `_plain`; `state` says which leaves are keys."""
-  return jax.tree.map(
-    lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x,
-    plain,
-    state,
-  )
 
 
 class Checkpoints:
@@ -134,7 +115,7 @@ class Checkpoints:
       return
     self._manager.wait_until_finished()
     self._saving = step
-    plain = _plain(state)
+    plain = to_stored(state)
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -200,16 +181,18 @@ class Checkpoints:
     return _meta(self._manager, step)
 
   def _read(self, step, state, shardings) -> Restored:
-    plain = jax.eval_shape(_plain, state)
+    plain = jax.eval_shape(to_stored, state)
     meta = self.meta(step)
     _check_fits(self.directory / str(step), meta.pop(ARRAYS), _arrays(plain))
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(placed(plain, shardings))
+        state=ocp.args.StandardRestore(
+          placed(plain, stored_shardings(state, shardings))
+        )
       ),
     )
-    return Restored(_like(restored['state'], state), meta)
+    return Restored(from_stored(restored['state'], state, shardings), meta)
 
   def wait(self):
     """Waits for the last checkpoint to be whole."""
@@ -254,7 +237,8 @@ def read(
   directory = _absolute(directory)
   names = ('step', 'params', 'extra', *(['opt'] if optimizer else []))
   parts = lambda state: {name: getattr(state, name) for name in names}
-  wanted = parts(jax.eval_shape(_plain, state))
+  like, places = parts(state), parts(shardings)
+  wanted = jax.eval_shape(to_stored, like)
 
   def damaged(folder):
     if step is not None:
@@ -268,7 +252,7 @@ def read(
       if name.split('/')[0] in wanted
     }
     _check_fits(directory / str(step), stored, _arrays(wanted))
-    target = placed(wanted, parts(shardings))
+    target = placed(wanted, stored_shardings(like, places))
     restored = manager.restore(
       step,
       args=ocp.args.Composite(
@@ -279,7 +263,7 @@ def read(
         )
       ),
     )
-    found = _like(restored['state'], parts(state))
+    found = from_stored(restored['state'], like, places)
     return Restored(State(**{'rng': (), 'opt': (), **found}), meta)
 
   with _read_only(directory) as manager:

@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, and damage never goes unnoticed."""
 
+import json
 import shutil
 
 import jax
@@ -19,13 +20,15 @@ def make_state(step=1, width=512):
   """Every kind of leaf that a state may have; w is large enough to be cut."""
   key = jax.random.fold_in(jax.random.key(0), step)
   w = jax.random.normal(key, (64, width))
+  masks = {'w': w > 0, 'odd': w[:3, :5] > 0}
   tx = optax.adam(0.1)
   return State(
     jnp.int32(step),
     jax.random.key(step),
     {'w': w, 'blocks': [w[0], {'half': w[:3].astype(jnp.bfloat16)}]},
     tx.init({'w': w}),
-    {'queue': jnp.arange(5), 'clients': jax.random.split(key, 3), 'none': ()},
+    {'queue': jnp.arange(5), 'clients': jax.random.split(key, 3), 'none': ()}
+    | {'masks': masks, 'flag': w[0, 0] > 0},
   )
 
 
@@ -144,6 +147,14 @@ def test_state_moves_to_another_mesh(tmp_path, wrote, writers, reads, readers):
   w = restored.params['w']
   cut = (reads or {}).get('fsdp', 1)
   assert w.addressable_shards[0].data.size == w.size // cut
+
+
+def test_masks_are_written_as_bits(tmp_path):
+  write(tmp_path, [1])
+  arrays = json.loads((tmp_path / '1/meta/metadata').read_text())['arrays']
+  assert arrays['extra/masks/w'] == 'uint8[64, 64]'
+  assert arrays['extra/masks/odd'] == 'uint8[3, 1]'
+  assert arrays['extra/flag'] == 'bool[]'
 
 
 # Which ones stay.
