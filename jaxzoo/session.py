@@ -13,6 +13,7 @@ from jaxzoo.eval.evaluator import make_predict
 from jaxzoo.eval.pictures import learning_curves
 from jaxzoo.train import checkpoint, loop
 from jaxzoo.train.best import Best, better
+from jaxzoo.train.utilization import make_gauge
 from jaxzoo.train.writers import (
   Display,
   Writer,
@@ -103,6 +104,12 @@ def run(session: Session, state, batches, best: Best) -> dict:
       writer=writer,
       display=display,
       enough=enough,
+      gauge=make_gauge(
+        session.system,
+        session.program.abstract,
+        session.program.batch,
+        session.program.mesh,
+      ),
       profile_to=str(workdir / 'profile'),
     )
     if waiting:

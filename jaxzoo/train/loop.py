@@ -68,6 +68,7 @@ class Program(NamedTuple):
     init: () -> State on the devices.
     step: (state, batch) -> (state, metrics); compiled, the state is donated.
     mesh: what it was compiled for.
+    batch: shapes and dtypes of every batch, likewise.
   """
 
   abstract: State
@@ -75,6 +76,7 @@ class Program(NamedTuple):
   init: Callable[[], State]
   step: Callable[[State, Any], tuple[State, dict]]
   mesh: jax.sharding.Mesh
+  batch: Any
 
 
 def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
@@ -104,6 +106,7 @@ def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
     jax.jit(init, out_shardings=shardings),
     step.lower(meshes.placed(abstract, shardings), batch).compile(),
     mesh,
+    batch,
   )
 
 
@@ -119,6 +122,7 @@ def train(
   writer,
   display,
   enough: Callable[[], bool] = lambda: False,
+  gauge: Callable[[float], Mapping[str, float]] = lambda rate: {},
   profile_to: str = '',
 ) -> tuple[State, dict[str, float]]:
   """Runs `step_fn` from `state.step` to the end of the plan.
@@ -138,6 +142,7 @@ def train(
     display: see writers.Display.
     enough: asked after each evaluation: whether the run ends with it, its
       state saved, before the plan does.
+    gauge: steps a second -> what is logged beside them, see utilization.py.
     profile_to: folder of the profiler trace.
 
   Returns:
@@ -149,7 +154,7 @@ def train(
   """
   start = step = int(jax.device_get(state.step))
   pending, results = [], {}
-  clock = Clock(batch_size)
+  clock = Clock(batch_size, gauge)
   with display, asked_to_stop() as asked, contextlib.ExitStack() as profiler:
     while step < plan.total:
       waited = time.perf_counter()
@@ -206,8 +211,9 @@ class Clock:
   """Measures steps and data wait between two reports; evaluations and
   checkpoints do not count."""
 
-  def __init__(self, batch_size: int):
+  def __init__(self, batch_size: int, gauge: Callable):
     self._batch_size = batch_size
+    self._gauge = gauge
     self.restart()
 
   def restart(self):
@@ -237,6 +243,7 @@ class Clock:
         'steps_per_second': rate,
         'examples_per_second': rate * self._batch_size,
         'data_wait': self.wait / seconds,
+        **self._gauge(rate),
       },
     )
     display.report(step, means, rate, rate * self._batch_size)

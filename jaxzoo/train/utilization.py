@@ -1,0 +1,89 @@
+"""How much of the devices a run uses: MFU and memory, where they can be told."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxzoo.system import System
+from jaxzoo.train.flops import training_flops
+
+
+class Chip(NamedTuple):
+  """What a device can do at the most, as its maker says.
+
+  Attributes:
+    flops: a second, of dense bfloat16 products.
+    memory: GiB.
+    bandwidth: of the memory, bytes a second.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+
+
+# `device_kind` of JAX, as a pattern. TPU v2 and v3 show each of a chip's two
+# cores as a device.
+CHIPS = {
+  r'TPU v2': Chip(22.5e12, 8, 350e9),
+  r'TPU v3': Chip(61.5e12, 16, 450e9),
+  r'TPU v4': Chip(275e12, 32, 1200e9),
+  r'TPU v5( lite|e)': Chip(197e12, 16, 819e9),
+  r'TPU v5p?': Chip(459e12, 95, 2765e9),
+  r'TPU v6( lite|e)': Chip(918e12, 32, 1640e9),
+  r'.*A100.*40GB': Chip(312e12, 40, 1555e9),
+  r'.*A100.*': Chip(312e12, 80, 2039e9),
+  r'.*H100.*PCIe': Chip(756e12, 80, 2000e9),
+  r'.*H100.*': Chip(989e12, 80, 3350e9),
+  r'.*H200.*': Chip(989e12, 141, 4800e9),
+}
+
+
+def find_chip(kind: str) -> Chip | None:
+  """The chip of a `device_kind`; None for one that is not in the table.
+
+  >>> find_chip('TPU v5 lite').memory
+  16
+  """
+  for pattern, chip in CHIPS.items():
+    if re.fullmatch(pattern, kind):
+      return chip
+  return None
+
+
+def make_gauge(
+  system: System, state, batch, mesh: jax.sharding.Mesh
+) -> Callable[[float], dict[str, float]]:
+  """steps a second -> `mfu` and `memory_peak_gib`, what can be told of them.
+
+  MFU: model FLOPs (see `flops.training_flops`) a second, of the most that all
+  devices of the mesh can do in bfloat16. The memory is the most that any device
+  of this process has used so far. Reading it does not wait for the devices.
+
+  Args:
+    system: what is trained.
+    state: abstract or arrays.
+    batch: global, likewise.
+    mesh: the devices.
+  """
+  kinds = {device.device_kind for device in mesh.devices.flat}
+  chips = [find_chip(kind) for kind in kinds]
+  here = jax.process_index()
+  local = [d for d in mesh.devices.flat if d.process_index == here]
+  # Traced for chips of the table alone: large systems take seconds.
+  known = all(chips)
+  work = training_flops(system, state, batch) if known else 0
+
+  def gauge(rate: float) -> dict[str, float]:
+    told = {}
+    if known:
+      most = min(chip.flops for chip in chips) * mesh.devices.size
+      told['mfu'] = work * rate / most
+    peaks = [(d.memory_stats() or {}).get('peak_bytes_in_use') for d in local]
+    if peaks and all(peaks):
+      told['memory_peak_gib'] = max(peaks) / 2**30
+    return told
+
+  return gauge
