@@ -61,6 +61,7 @@ def common(base, teacher):
     param_dtype='float32',
     weights='',  # a published checkpoint
   )
+  config.data.teacher_logits = ''  # a file of python -m jaxzoo.teach
   config.baseline = ml_collections.ConfigDict()
   return config
 

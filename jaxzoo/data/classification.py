@@ -10,6 +10,7 @@ from jaxzoo.data.autoaugment import POLICIES, auto_augment
 from jaxzoo.data.pipeline import Data
 from jaxzoo.data.randaugment import rand_augment
 from jaxzoo.data.sources import labelled
+from jaxzoo.data.taught import with_teacher
 from jaxzoo.data.transforms import Transform
 from jaxzoo.errors import UserError, nearest
 
@@ -168,10 +169,11 @@ def train_data(config) -> Data:
   """The training split, augmented, with the fields of `config.data`.
 
   Raises:
-    UserError: see `read_source`, or a setting that no transform can have.
+    UserError: see `read_source` and `with_teacher`, or a setting that no
+      transform can have.
   """
   source = read_source(config, config.data.train_split)
-  return Data(source, train_transforms(config))
+  return Data(with_teacher(source, config), train_transforms(config))
 
 
 def eval_data(config, split: str) -> Data:
@@ -187,7 +189,10 @@ def eval_transforms(config) -> tuple[Transform, ...]:
 def example_batch(config) -> dict[str, np.ndarray]:
   """A training batch of zeros: names, shapes and types without any data."""
   b, size = config.batch_size, tuple(config.image_size)
-  return {
+  batch = {
     'image': np.zeros((b, *size, config.in_chans), np.uint8),
     'label': np.zeros(b, np.int32),
   }
+  if config.data.get('teacher_logits', ''):
+    batch['teacher_logits'] = np.zeros((b, config.num_classes), np.float32)
+  return batch
