@@ -54,6 +54,7 @@ _TIMM = (
   'vit_base_patch16_224',
 )
 _TIMM_RENAMED = {
+  'mobilenet_v1': 'mobilenetv1_100',
   'swin_tiny': 'swin_tiny_patch4_window7_224',
   'swin_small': 'swin_small_patch4_window7_224',
   'swin_base': 'swin_base_patch4_window7_224',

@@ -28,6 +28,7 @@ TIMM = {
   'deit_tiny_distilled_patch16_224': 'deit_tiny_distilled_patch16_224',
   'vit_base_patch16_224': 'vit_base_patch16_224',
   'swin_tiny': 'swin_tiny_patch4_window7_224',
+  'mobilenet_v1': 'mobilenetv1_100',
 }
 
 

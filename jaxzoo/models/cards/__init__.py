@@ -29,6 +29,7 @@ FAMILIES = (
   'vit',
   'kvt',
   'conv_stem',
+  'mobilenetv1',
   'mobilenetv2',
   'mobilenetv3',
   'efficientnet',
