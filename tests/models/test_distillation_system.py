@@ -1,5 +1,7 @@
 """A student, a frozen teacher, and what passes between them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,9 @@ from jaxzoo.errors import UserError
 from jaxzoo.models.distillation import distillation
 from jaxzoo.models.layers.image import resized
 from jaxzoo.models.supervised import classification
+from jaxzoo.train import loop
+from jaxzoo.train import mesh as meshes
+from jaxzoo.train.stored import to_stored
 from jaxzoo.weights import layout
 
 BATCH = {
@@ -164,3 +169,51 @@ def test_features_of_another_size_are_resized_to_the_teachers():
   x = jnp.arange(16.0).reshape(1, 4, 4, 1)
   assert resized(x, (4, 4)) is x
   np.testing.assert_allclose(resized(x, (2, 2)).mean(), x.mean(), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_teacher_of_four_times_the_size_is_cut_over_eight_devices():
+  config = config_of(kd=dict(weight=1.0), dist=dict(weight=2.0))
+  config.loss.update(mixup=0.0, cutmix=0.0)
+  config.model_options.width = 64
+  config.teacher.model_options.width = 128
+  system = distillation.build(config, optax.sgd(0.1, momentum=0.9))
+  batch = {k: np.resize(v, (8, *v.shape[1:])) for k, v in BATCH.items()}
+
+  def run(devices):
+    mesh = meshes.make_mesh(dict(fsdp=devices), jax.devices()[:devices])
+    program = loop.compile_system(
+      system,
+      jax.random.key(0),
+      meshes.abstract_batch(batch, mesh),
+      mesh,
+      distillation.sharding(config),
+    )
+    given = meshes.to_devices(batch, meshes.batch_sharding(mesh))
+    state, history = program.init(), []
+    for _ in range(3):
+      state, metrics = program.step(state, given)
+      history.append([float(metrics[name]) for name in ('loss', 'kd', 'dist')])
+    return program, history
+
+  alone, expected = run(1)
+  program, history = run(8)
+  np.testing.assert_allclose(history, expected, rtol=2e-4)
+  size = lambda tree: sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+  teacher = size(program.abstract.extra['teacher'])
+  assert teacher > 3.5 * size(program.abstract.params['student'])
+  whole = alone.step.memory_analysis().argument_size_in_bytes
+  held = program.step.memory_analysis().argument_size_in_bytes
+  planned = sum(
+    math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x, sharding in zip(
+      jax.tree.leaves(jax.eval_shape(to_stored, program.abstract)),
+      jax.tree.leaves(program.shardings),
+      strict=True,
+    )
+  )
+  # Between two steps a device holds its part of everything, and of the batch.
+  assert held == pytest.approx(planned, rel=0.02)
+  assert planned < whole / 6
