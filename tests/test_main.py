@@ -305,6 +305,7 @@ def test_bad_annotations_are_an_error_with_their_path(
   assert_one_message(code, err, str(root / ANNOTATIONS), *words)
 
 
+@pytest.mark.slow
 def test_truncated_images_are_passed_over_up_to_the_limit(
   broken_root, tmp_path, run
 ):

@@ -16,6 +16,7 @@ from jaxzoo.models.cards import MODELS
 SMALL = ['--steps=1', '--rounds=2', '--batch_size=2', '--image_size=32']
 
 
+@pytest.mark.slow
 def test_both_modes_are_measured(tmp_path, capsys):
   path = tmp_path / 'result.json'
   argv = ['resnet18', '--train', '--no_torch', *SMALL, f'--json={path}']

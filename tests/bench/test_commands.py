@@ -19,6 +19,7 @@ from jaxzoo.models.backbones.clip import END_TOKEN, START_TOKEN, end_positions
 TINY = 'configs/cfam.py:tiny'
 
 
+@pytest.mark.slow
 def test_train_step_reports_the_step_of_a_system(tmp_path, capsys):
   path = tmp_path / 'result.json'
   code = command.run(

@@ -77,6 +77,7 @@ def jax_steps(config, batch, params, steps):
   return history, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lean', [False, True])
 @pytest.mark.parametrize('mask_retrieval_text', [False, True])
 def test_losses_and_updates_are_those_of_our_system(lean, mask_retrieval_text):

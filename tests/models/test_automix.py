@@ -238,6 +238,7 @@ def run():
   return system, state, after, metrics
 
 
+@pytest.mark.slow
 def test_momentum_network_starts_as_a_copy_and_follows_the_updated_one():
   _, state, after, metrics = run()
   assert all(np.isfinite(x) for x in metrics.values())

@@ -124,6 +124,7 @@ def naive_aggregation(params, names, inputs, patches, grid, heads):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('places', [None, [[3, 0, 7], [5, 11, 2]]])
 def test_aggregation_is_attention_over_tokens_never_made(places):
   from jaxzoo.models.forecasting.baguan_network import VariableAggregation
@@ -145,6 +146,7 @@ def test_aggregation_is_attention_over_tokens_never_made(places):
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_first_forecast_is_the_mean_state():
   config, networks, _ = started()
   params = baguan.init_params(networks, 'forecast', KEY, batch_of())[0]
@@ -257,6 +259,7 @@ def test_loss_of_the_hidden_patches_leaves_the_others_out(monkeypatch):
 # Roll-out and ensembles.
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_between_the_steps_of_a_rollout():
   config, networks, params = started()
   batch = batch_of()

@@ -289,6 +289,7 @@ def test_vector_of_granules_has_the_local_similarity_as_its_cosine():
   np.testing.assert_allclose(jnp.linalg.norm(vectors[0], axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_granules_are_predicted_where_an_evaluation_compares_them(trained):
   _, state, _, _ = trained
   searched = config()

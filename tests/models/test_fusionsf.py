@@ -142,6 +142,7 @@ def test_k_means_finds_separate_clusters_and_is_done_once():
   assert again.commitment < 1e-3
 
 
+@pytest.mark.slow
 def test_codes_are_found_in_the_first_step():
   _, state, step = started()
   assert not state.extra['codebooks']['power']['ready']
@@ -265,6 +266,7 @@ def test_forecast_is_no_negative_power():
   assert forecast.shape == (2, HOURS, 1) and (forecast >= 0).all()
 
 
+@pytest.mark.slow
 def test_baseline_has_neither_weather_nor_codebooks():
   system, state, step = started(
     **{'network.weather': False, 'quantizer.modalities': ()}

@@ -431,6 +431,7 @@ def test_encoder_loads_into_swin():
   jax.tree.map(np.testing.assert_array_equal, got, parameters()['encoder'])
 
 
+@pytest.mark.slow
 def test_encoder_begins_a_classifier_through_a_file(tmp_path):
   tensors = greenmim.export(parameters(), {}, config())
   path = tmp_path / 'greenmim.safetensors'

@@ -158,6 +158,7 @@ def key(seed):
   return jax.random.key(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_scanned_and_rematerialised_blocks_give_the_same(remat):
   built, scanned = (
