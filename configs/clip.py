@@ -9,7 +9,10 @@ unseen people by description, with CLIP's own loss and learned temperature.
 
 is the published pre-training recipe (batch 32,768, 32 epochs) for any of the
 eight published models; its 400 million pairs are not public, so
---config.data.root and --config.data.dataset must name others.
+--config.data.root and --config.data.dataset must name others. Batches larger
+than memory stay exact with --config.loss.tower_microbatches=N (activations of
+a part at a time) and --config.loss.chunk=N (cosines with N texts at a time);
+--config.loss.kind=sigmoid is SigLIP's loss.
 """
 
 from jaxzoo import catalog, configuration
@@ -28,6 +31,10 @@ RATES = {
   'ViT-L/14@336px': 2e-5,
 }
 
+# Exact for batches of any size: fewer cosines (chunk), or fewer activations of
+# the towers (tower_microbatches), in memory at once.
+LOSS = dict(kind='softmax', chunk=0, tower_microbatches=1)
+
 
 def get_config(variant=''):
   variants = {'': demo, 'tiny': demo, 'paper': paper}
@@ -39,7 +46,7 @@ def demo(variant, model=''):
   del model
   config = catalog.get_config(f'cfam:{variant}').unlock()
   config.system = 'clip'
-  config.loss = {}
+  config.loss = dict(LOSS)
   config.num_classes = 0  # identities play no part
   del config.granularity
   for name in [n for n, fields in config.evals.items() if 'vectors' in fields]:
@@ -53,7 +60,7 @@ def paper(variant, model='ViT-B/32'):
   rate, _ = configuration.choose_variant(model, RATES)
   config = catalog.get_config('cfam:cuhk_pedes').unlock()
   config.system = 'clip'
-  config.loss = {}
+  config.loss = dict(LOSS)
   config.num_classes = 0  # identities play no part
   del config.granularity
   config.init.fresh = ()

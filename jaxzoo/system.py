@@ -130,17 +130,6 @@ def accumulated_grad(loss, params, extra, batch, rng, microbatches):
     (value, (extra, metrics)), grads = grad_fn(params, extra, batch, rng)
     return value, grads, extra, metrics
 
-  def cut(x):
-    if x.shape[0] % microbatches:
-      raise ValueError(
-        f'a batch of {x.shape[0]} does not divide into {microbatches} '
-        'microbatches'
-      )
-    # Strided parts: each keeps an equal share of every device's examples, so
-    # that cutting a sharded batch moves nothing between devices.
-    parts = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
-    return parts.swapaxes(0, 1)
-
   def one(carry, inputs):
     extra, totals = carry
     part, index = inputs
@@ -150,7 +139,7 @@ def accumulated_grad(loss, params, extra, batch, rng, microbatches):
     totals = jax.tree.map(jnp.add, totals, (value, grads, metrics))
     return (extra, totals), None
 
-  parts = jax.tree.map(cut, batch)
+  parts = cut(batch, microbatches)
   first = jax.tree.map(lambda x: x[0], parts)
   (value, (_, metrics)), grads = jax.eval_shape(
     grad_fn, params, extra, first, rng
@@ -163,6 +152,61 @@ def accumulated_grad(loss, params, extra, batch, rng, microbatches):
   )
   value, grads, metrics = jax.tree.map(lambda x: x / microbatches, totals)
   return value, grads, extra, metrics
+
+
+def cut(batch: PyTree, microbatches: int) -> PyTree:
+  """Every leaf [b, ...] as [microbatches, b / microbatches, ...].
+
+  Raises:
+    ValueError: the batch does not divide.
+  """
+
+  def cut_leaf(x):
+    if x.shape[0] % microbatches:
+      raise ValueError(
+        f'a batch of {x.shape[0]} does not divide into {microbatches} '
+        'microbatches'
+      )
+    # Strided parts: each keeps an equal share of every device's examples, so
+    # that cutting a sharded batch moves nothing between devices.
+    parts = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+    return parts.swapaxes(0, 1)
+
+  return jax.tree.map(cut_leaf, batch)
+
+
+def in_microbatches(
+  function: Callable, carry: PyTree, batch: Batch, microbatches: int
+) -> tuple[PyTree, PyTree]:
+  """`function` over microbatches, of which only the results are kept.
+
+  For losses that compare every example with all others: their vectors are
+  computed part by part, the loss on all of them at once, and the backward pass
+  computes each part again (GradCache, arXiv 2101.06983). Value and gradient are
+  those of `function(carry, batch)`, as long as examples do not depend on each
+  other in it; the activations in memory are those of one microbatch.
+
+  Args:
+    function: (carry, part of the batch) -> (carry, rows [b / microbatches, ...]).
+    carry: passes from one microbatch to the next: statistics.
+    batch: leaves [b, ...].
+    microbatches: how many.
+
+  Returns:
+    The last carry, and the rows of the whole batch in its order.
+
+  Raises:
+    ValueError: the batch does not divide.
+  """
+  if microbatches == 1:
+    return function(carry, batch)
+  carry, rows = jax.lax.scan(
+    jax.checkpoint(function, prevent_cse=False),
+    carry,
+    cut(batch, microbatches),
+  )
+  whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  return carry, jax.tree.map(whole, rows)
 
 
 def with_ema(system: System, decay: float) -> System:

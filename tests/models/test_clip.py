@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny_retrieval as tiny
 
+from jaxzoo.errors import UserError
 from jaxzoo.models.backbones import clip, clip_resnet
 from jaxzoo.models.layers.attention import causal_mask
 from jaxzoo.models.layers.image import normalize
@@ -392,6 +393,59 @@ def test_loss_is_the_contrastive_loss_of_the_embeddings_it_predicts(running):
   assert metrics['loss'] == pytest.approx(float(value), rel=1e-4)
   accuracy = system.pair_accuracy(similarity)
   assert metrics['accuracy'] == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def gradient(fields, **sizes):
+  """(loss, gradient) of the tiny system whose loss has these fields."""
+  made = config(**sizes)
+  made.unlock()
+  made.loss = dict(fields)
+  built = system.build(made, optax.sgd(1.0))
+  batch = tiny.batch()
+  state = jax.jit(built.init)(KEY, batch)
+  after, metrics = jax.jit(built.step)(state, batch)
+  moved = jax.tree.map(jnp.subtract, state.params, after.params)
+  return float(metrics['loss']), moved
+
+
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_parts_in_memory_change_neither_loss_nor_gradient(kind):
+  whole, want = gradient(dict(kind=kind))
+  parts, got = gradient(dict(kind=kind, chunk=2, tower_microbatches=3))
+  assert parts == pytest.approx(whole, rel=1e-5)
+  scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
+  for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_towers_in_microbatches_keep_less_in_memory():
+  def needed(parts):
+    made = config(image_depth=4, text_depth=4)
+    made.unlock()
+    made.batch_size = 64
+    made.loss = dict(tower_microbatches=parts)
+    built = system.build(made, optax.sgd(1.0))
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((64, *x.shape[1:]), x.dtype), tiny.batch()
+    )
+    state = jax.eval_shape(built.init, KEY, batch)
+    compiled = jax.jit(built.step).lower(state, batch).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert needed(8) < 0.4 * needed(1)
+
+
+@pytest.mark.parametrize(
+  'fields, words',
+  [
+    (dict(kind='sigmiod'), 'sigmoid'),
+    (dict(chunk=5), 'loss.chunk=5'),
+    (dict(tower_microbatches=0), 'loss.tower_microbatches=0'),
+  ],
+)
+def test_losses_that_cannot_be_are_refused(fields, words):
+  with pytest.raises(UserError, match=words):
+    gradient(fields)
 
 
 def test_pair_accuracy_counts_rows_and_columns_and_no_ties():

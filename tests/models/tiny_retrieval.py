@@ -31,6 +31,7 @@ def config(**fields):
         dtype='float32',
         scan=False,
         remat='none',
+        batch_size=6,
         microbatches=1,
       ),
       **fields,
