@@ -39,6 +39,7 @@ from jaxzoo.assembly import (
 )
 from jaxzoo.data import pipeline
 from jaxzoo.errors import UserError
+from jaxzoo.plan import command as planner
 from jaxzoo.train import checkpoint, distributed, host, loop, optim
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.best import Best
@@ -270,6 +271,27 @@ def parse_arguments(argv):
   many.add_argument('--coordinator', default='', metavar='HOST:PORT')
   many.add_argument('--num_processes', type=int)
   many.add_argument('--process_id', type=int)
+  plan = parser.add_argument_group(
+    'plan',
+    'Compiles the step for a machine that need not be there, see '
+    'docs/scaling.md; nothing is trained.',
+  )
+  plan.add_argument(
+    '--plan',
+    metavar='[search:]TOPOLOGY',
+    help='v5e:16x16, v5p:4x4x4, 2xv6e:16x16, h100:8, h200:4x8; search: '
+    'proposes mesh, remat and microbatches',
+  )
+  plan.add_argument(
+    '--plan_out', metavar='FILE', help='default WORKDIR/plan.json'
+  )
+  plan.add_argument(
+    '--plan_tries',
+    type=int,
+    default=planner.TRIES,
+    help='compilations to search with, or to find what fits '
+    '(default %(default)s)',
+  )
   own = [a for a in argv if not a.startswith('--config.')]
   arguments = parser.parse_args(own)
   overrides = [a for a in argv if a.startswith('--config.')]
@@ -295,11 +317,16 @@ def main(argv=None) -> int:
       print_systems(console)
       return 0
     config, source = configuration.parse(overrides)
+    workdir = arguments.workdir or default_workdir(source)
+    if arguments.plan is not None:
+      out = arguments.plan_out or f'{workdir}/plan.json'
+      tries = arguments.plan_tries
+      planner.run(config, arguments.plan, out, console, tries=tries)
+      return 0
     distributed.start(
       arguments.coordinator, arguments.num_processes, arguments.process_id
     )
     console.quiet = jax.process_index() != 0
-    workdir = arguments.workdir or default_workdir(source)
     train(config, workdir, force=arguments.force)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

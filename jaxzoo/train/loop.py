@@ -89,6 +89,15 @@ def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
     mesh: from `make_mesh`.
     rules: sharding rules of the model family.
   """
+  program = lower_system(system, rng, batch, mesh, rules)
+  return program._replace(step=program.step.compile())
+
+
+def lower_system(system: System, rng, batch, mesh, rules=()) -> Program:
+  """`compile_system` up to the compiler: `step` is a `jax.stages.Lowered`.
+
+  The devices of the mesh may be those of a topology that is not there.
+  """
   blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
   init = lambda: system.init(rng, blank())
   abstract = jax.eval_shape(init)
@@ -104,7 +113,7 @@ def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
     # Compiled with its output shardings, init makes every parameter where it
     # belongs: no device and no host ever holds all of them.
     jax.jit(init, out_shardings=shardings),
-    step.lower(meshes.placed(abstract, shardings), batch).compile(),
+    step.lower(meshes.placed(abstract, shardings), batch),
     mesh,
     batch,
   )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxzoo.errors import UserError, nearest
@@ -20,6 +21,9 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   """A mesh with axes data, fsdp and tensor.
+
+  Of several TPU slices `data` is the axis that spans them, its outer part over
+  the data-centre network.
 
   Args:
     shape: size of each axis; an axis left out has size 1, and one axis may be
@@ -45,9 +49,30 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
       f'mesh {text} does not fit {len(devices)} devices: make the product '
       f'{len(devices)}, or leave one axis at -1'
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices
-  )
+  types = (AxisType.Auto,) * len(AXES)
+  # Of GPUs a "slice" is a host.
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+  return Mesh(_over_slices(sizes, slices, devices), AXES, axis_types=types)
+
+
+def _over_slices(sizes: Sequence[int], slices: int, devices) -> np.ndarray:
+  """Devices of several slices in the shape of a mesh."""
+  data, *rest = sizes
+  if data % slices == 0:
+    return mesh_utils.create_hybrid_device_mesh(
+      (data // slices, *rest),
+      (slices, *(1 for _ in rest)),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  if devices[0].platform == 'tpu':
+    raise UserError(
+      f'mesh data={data} over {slices} slices: only data spans slices, so that '
+      f'it must be a multiple of {slices}'
+    )
+  return np.array(devices, object).reshape(sizes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -70,7 +95,7 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
   if (process != process[..., :1]).any():
     raise UserError(
       f'mesh tensor={mesh.shape["tensor"]} spans processes: make it a divisor '
-      f'of the {jax.local_device_count()} devices of one process'
+      f'of the {(process == process.flat[0]).sum()} devices of one process'
     )
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if microbatches < 1:

@@ -17,27 +17,38 @@ class Chip(NamedTuple):
     flops: a second, of dense bfloat16 products.
     memory: GiB.
     bandwidth: of the memory, bytes a second.
+    usable: GiB that a program may fill: of TPUs what the compiler allows, of
+      GPUs nine tenths. 0: not known, as below.
+    link: bytes a second one way over one link to a neighbour: of TPUs that of
+      the torus (ICI), of GPUs all of NVLink.
+    network: bytes a second and device between slices, of GPUs between hosts.
+    clock: Hz, of the cycles that the TPU compiler counts.
   """
 
   flops: float
   memory: float
   bandwidth: float
+  usable: float = 0
+  link: float = 0
+  network: float = 0
+  clock: float = 0
 
 
 # `device_kind` of JAX, as a pattern. TPU v2 and v3 show each of a chip's two
-# cores as a device.
+# cores as a device. A TPU's `network` is that of its host or pod shared evenly:
+# 200 Gbit/s for 4 chips, 6.4 and 25.6 Tbit/s for 256.
 CHIPS = {
   r'TPU v2': Chip(22.5e12, 8, 350e9),
   r'TPU v3': Chip(61.5e12, 16, 450e9),
-  r'TPU v4': Chip(275e12, 32, 1200e9),
-  r'TPU v5( lite|e)': Chip(197e12, 16, 819e9),
-  r'TPU v5p?': Chip(459e12, 95, 2765e9),
-  r'TPU v6( lite|e)': Chip(918e12, 32, 1640e9),
-  r'.*A100.*40GB': Chip(312e12, 40, 1555e9),
-  r'.*A100.*': Chip(312e12, 80, 2039e9),
+  r'TPU v4': Chip(275e12, 32, 1200e9, 30.75, 45e9, 6.25e9, 1.05e9),
+  r'TPU v5( lite|e)': Chip(197e12, 16, 819e9, 15.75, 45e9, 3.125e9, 1.5e9),
+  r'TPU v5p?': Chip(459e12, 95, 2765e9, 95.74, 90e9, 6.25e9, 1.75e9),
+  r'TPU v6( lite|e)': Chip(918e12, 32, 1640e9, 31.25, 90e9, 12.5e9, 1.75e9),
+  r'.*A100.*40GB': Chip(312e12, 40, 1555e9, 36, 300e9, 25e9),
+  r'.*A100.*': Chip(312e12, 80, 2039e9, 72, 300e9, 25e9),
   r'.*H100.*PCIe': Chip(756e12, 80, 2000e9),
-  r'.*H100.*': Chip(989e12, 80, 3350e9),
-  r'.*H200.*': Chip(989e12, 141, 4800e9),
+  r'.*H100.*': Chip(989e12, 80, 3350e9, 71, 450e9, 50e9),
+  r'.*H200.*': Chip(989e12, 141, 4800e9, 126, 450e9, 50e9),
 }
 
 

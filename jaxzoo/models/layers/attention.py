@@ -11,6 +11,7 @@ def dot_product_attention(
   value: Float[Array, '*b k h d'],
   mask: Bool[Array, '#*b #h #q #k'] | None = None,
   bias: Float[Array, '#*b #h #q #k'] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, '*b q h d']:
   """softmax(q kᵀ / sqrt(d) + bias) v, with the softmax in float32.
 
@@ -22,15 +23,28 @@ def dot_product_attention(
       [*batch, heads, queries, keys]. A query that sees no key averages all
       values rather than giving NaN.
     bias: added to the logits; broadcasts as `mask` does.
+    scale: in place of 1 / sqrt(d).
 
   Returns:
     [*batch, queries, heads, head width] in the dtype of `value`.
   """
+  weights = attention_weights(query, key, mask, bias, scale)
+  return weighted_values(weights, value)
+
+
+def attention_weights(
+  query: Float[Array, '*b q h d'],
+  key: Float[Array, '*b k h d'],
+  mask: Bool[Array, '#*b #h #q #k'] | None = None,
+  bias: Float[Array, '#*b #h #q #k'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, '*b h q k']:
+  """The softmax of `dot_product_attention`, float32."""
   # Heads before positions. The results are the same, but XLA's CPU compiler
   # multiplies batches of matrices whose batch comes first about three times
   # faster; for TPU and GPU it chooses the layout itself.
-  query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
-  scale = query.shape[-1] ** -0.5
+  query, key = (x.swapaxes(-3, -2) for x in (query, key))
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
   logits = jnp.einsum(
     '...hqd,...hkd->...hqk',
     query * scale,
@@ -42,8 +56,18 @@ def dot_product_attention(
   if mask is not None:
     # The lowest finite number, not -inf: a row without keys stays finite.
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  attended = jnp.einsum('...hqk,...hkd->...hqd', weights, value)
+  return jax.nn.softmax(logits, axis=-1)
+
+
+def weighted_values(
+  weights: Float[Array, '*b h q k'], value: Float[Array, '*b k h d']
+) -> Float[Array, '*b q h d']:
+  """The values of each query by its weights, in the dtype of `value`."""
+  attended = jnp.einsum(
+    '...hqk,...hkd->...hqd',
+    weights.astype(value.dtype),
+    value.swapaxes(-3, -2),
+  )
   return attended.swapaxes(-3, -2)
 
 
