@@ -93,7 +93,7 @@ def small(task):
   config.data.embedded = reviews.Settings()._asdict()
   config.scan = False  # few blocks: unrolled is faster
   config.batch_size = 32
-  config.epochs = 5.0
+  config.epochs = 16.0
   config.eval_epochs = config.save_epochs = 0.0  # at the end alone
   config.optim.lr = 3e-3
   config.optim.weight_decay = 0.01

@@ -6,8 +6,8 @@
 
 compiles the training step for each topology, see `docs/scaling.md`, and prints
 the rows of its table. `weak` is the step's time on the first topology over that
-on the row's. With `--json` every row is written as soon as it is there, and rows
-that the file has are not compiled again: a full-size step takes minutes.
+on the row's. With `--json` every row is written as soon as it is there, and
+rows that the file has are not compiled again: a full-size step takes minutes.
 """
 
 import json
@@ -21,8 +21,8 @@ from jaxzoo.train import mesh as meshes
 
 HEADER = (
   '| topology | mesh | batch | fits | HBM GiB | TFLOP | collectives MiB | '
-  'compute ms | HBM ms | network ms (not hidden) | step ms | MFU | per chip/s | '
-  'weak |'
+  'compute ms | HBM ms | network ms (not hidden) | step ms | MFU | '
+  'per chip/s | weak |'
 )
 
 

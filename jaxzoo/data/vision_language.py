@@ -333,10 +333,15 @@ def score_answers(vocabulary: tuple[str, ...]) -> Transform:
   """`answers` float32 [k], from the answers that people have `given`."""
   places = {answer: i for i, answer in enumerate(vocabulary)}
 
+  @functools.lru_cache(maxsize=2**16)  # epochs ask again
+  def score(given):
+    targets = answers.soft_targets(given, places)
+    targets.flags.writeable = False
+    return targets
+
   def transform(record, rng):
     del rng
-    targets = answers.soft_targets(record['given'], places)
-    return {**record, 'answers': targets}
+    return {**record, 'answers': score(record['given'])}
 
   return transform
 

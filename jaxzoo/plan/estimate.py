@@ -1,6 +1,5 @@
 """The time of a step, from what the devices compute, move and send."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -195,8 +194,3 @@ def _distance(one: int, other: int, network: Network) -> int:
     way = abs(a - b)
     total += min(way, side - way) if wrap else way
   return total
-
-
-def scaling(times: Times) -> float:
-  """Share of the step that is not spent waiting for the network."""
-  return (times.step - times.exposed) / times.step if times.step else math.nan

@@ -1,8 +1,9 @@
-"""Compiled HLO as text, taken apart: computations, sizes, and how often each runs.
+"""Compiled HLO as text, taken apart, and how often each part of it runs.
 
 `cost_analysis` of a compiled program counts the body of a loop once, and for a
-TPU its time is no use; the text has the loops, every collective with the devices
-that take part, and the cycles that the compiler expects of every operation.
+TPU its time is no use; the text has the loops, every collective with the
+devices that take part, and the cycles that the compiler expects of every
+operation.
 """
 
 import math
@@ -98,8 +99,8 @@ class Program(NamedTuple):
 def arrays(shape: str) -> list[Array]:
   """The arrays of a shape, those of a tuple in their order.
 
-  >>> arrays('(bf16[8,4]{1,0:T(8,128)S(1)}, u32[])')
-  [Array(dtype='bf16', sizes=(8, 4), space=1), Array(dtype='u32', sizes=(), space=0)]
+  >>> [x.bytes for x in arrays('(bf16[8,4]{1,0:T(8,128)S(1)}, u32[])')]
+  [64, 4]
   """
   found = []
   for dtype, sizes, layout in _ARRAY.findall(shape):

@@ -201,7 +201,8 @@ def _machine_text(settings: dict) -> str:
   mesh = ', '.join(f'{k} {v}' for k, v in settings['mesh'].items() if v > 1)
   return (
     f'{settings["system"]} on {settings["topology"]} '
-    f'({settings["chips"]} chips{", " + mesh if mesh else ""})'
+    f'({settings["chips"]} chip{"s" * (settings["chips"] > 1)}'
+    f'{", " + mesh if mesh else ""})'
   )
 
 

@@ -1,4 +1,4 @@
-"""What to change so that a step fits, and what makes it fast, found by trying."""
+"""What to change so that a step fits or is faster, found by trying."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

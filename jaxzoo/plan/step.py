@@ -1,4 +1,4 @@
-"""The training step of a config, compiled for a machine that need not be there."""
+"""The training step of a config, compiled for a machine without it."""
 
 import hashlib
 import time
