@@ -148,8 +148,8 @@ def small(task):
   config = common(task)
   config.scan = False  # few blocks: unrolled is faster
   # As large as 0.02 is for a width of 768; small networks need no dropout.
-  config.network = network(2, 32, 4, 0.0, 0.1)
-  config.teacher.network = network(2, 64, 4, 0.0, 0.07)
+  config.network = network(2, 32, 4, 0.0, 0.2)
+  config.teacher.network = network(2, 64, 4, 0.0, 0.15)
   config.data.embedded = dict(
     seed=0,
     train=2000,
@@ -350,7 +350,7 @@ def tiny():
   config.data.embedded.update(
     train=32, asked=16, test=8, size=32, kinds=2, colours=2
   )
-  config.num_answers = 10
+  config.num_answers = 9
   config.batch_size = 16
   config.epochs = 4.0
   config.eval_epochs = config.save_epochs = 2.0
