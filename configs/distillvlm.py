@@ -164,7 +164,7 @@ def small(task):
   config.epochs = {'pretrain': 8.0, 'vqa': 12.0, 'caption': 8.0}[task]
   config.eval_epochs = config.save_epochs = 0.0  # at the end alone
   config.data.mask_words = 0.25  # short texts: more to learn from each
-  config.optim.lr = 3e-3 if task == "pretrain" else 1e-3
+  config.optim.lr = 3e-3 if task == 'pretrain' else 1e-3
   config.optim.b2 = 0.98
   config.optim.warmup_epochs = 0.5
   config.optim.clip_norm = 1.0
