@@ -4,12 +4,14 @@
 
 Random windows of the config's sizes are forecast, scored and learned one by one
 from random weights: here in compiled scans, in PyTorch in a loop. Both compute
-the same, see `onenet_torch.py`, and take turns, in processes that sleep while
-the other runs.
+the same, see `onenet_torch.py`, and take turns; PyTorch's process is stopped
+while ours runs.
 """
 
 import importlib.util
 import multiprocessing
+import os
+import signal
 import sys
 import time
 
@@ -115,7 +117,10 @@ def prepare(config, source: Windows, windows: int):
 
 
 class Torch:
-  """A process with PyTorch that runs turns when it is asked to."""
+  """A process with PyTorch that runs turns when it is asked to.
+
+  Between turns it is stopped: its idle threads wait actively.
+  """
 
   def __init__(self, config, windows: int):
     context = multiprocessing.get_context('spawn')
@@ -135,16 +140,23 @@ class Torch:
     )
     self._process.start()
     there.close()
+    self._receive()  # it is ready
 
   def run(self) -> float:
     """Seconds of a turn."""
+    os.kill(self._process.pid, signal.SIGCONT)
+    self._connection.send(True)
+    return self._receive()
+
+  def _receive(self):
     try:
-      self._connection.send(True)
-      return self._connection.recv()
-    except (EOFError, BrokenPipeError) as error:
+      received = self._connection.recv()
+    except EOFError as error:
       raise UserError(
         'torch: its process ended, for the reason above'
       ) from error
+    os.kill(self._process.pid, signal.SIGSTOP)
+    return received
 
   def close(self):
     """Ends the process."""
@@ -172,6 +184,7 @@ def _serve(connection, sizes, windows):
   ]
   for batch in batches[:5]:
     model.online_step(*batch)
+  connection.send(True)
   while True:
     try:
       connection.recv()

@@ -38,14 +38,15 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize('dilation', [1, 3, 6, 8])
 def test_convolution_equals_its_definition(dilation):
   x, kernel, bias = noise(2, 7, 3), noise(3, 3, 4, seed=1), noise(4, seed=2)
+  before, after = noise(3, seed=3), noise(4, seed=4)
   want = np.tile(bias, (2, 7, 1))
   for t in range(7):
     for k in range(3):
       place = t + (k - 1) * dilation
       if 0 <= place < 7:
-        want[:, t] += x[:, place] @ kernel[:, k]
-  got = convolve(x, Conv(kernel, bias), dilation)
-  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        want[:, t] += (before * x[:, place]) @ kernel[:, k]
+  got = convolve(x, Conv(kernel, bias, before, after), dilation)
+  np.testing.assert_allclose(got, after * want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('length', [1, 6, 13])

@@ -41,10 +41,22 @@ class Convs(NamedTuple):
 
 
 class Conv(NamedTuple):
-  """One convolution with its scales multiplied in."""
+  """One convolution: y_t = after (sum_k (before x)_{t + k d} kernel_k + bias).
+
+  Scales are multiplied into the series where that is possible: it is far smaller
+  than a kernel, in the gradients as well.
+
+  Attributes:
+    kernel: [i, k, o].
+    bias: [o].
+    before: [i], or None for none.
+    after: [o].
+  """
 
   kernel: Float[Array, 'i k o']
   bias: Float[Array, ' o']
+  before: Float[Array, ' i'] | None
+  after: Float[Array, ' o']
 
 
 def split(stack: Convs, sizes: Sequence[int]) -> list[Convs]:
@@ -58,16 +70,18 @@ def split(stack: Convs, sizes: Sequence[int]) -> list[Convs]:
 
 
 def scaled(stack: Convs, taps: int = KERNEL) -> Conv:
-  """The convolutions of a stack, both fields [n, ...].
+  """The convolutions of a stack, all fields [n, ...].
 
   Args:
     taps: those in the middle that are kept.
   """
   cut = (stack.kernel.shape[2] - taps) // 2
   middle = slice(cut, cut + taps)
-  inner = stack.inner[:, :, middle] if stack.inner.shape[2] > 1 else stack.inner
-  kernel = stack.kernel[:, :, middle] * inner * stack.scale[:, None, None]
-  return Conv(kernel, stack.scale * stack.bias)
+  kernel, inner = stack.kernel[:, :, middle], stack.inner
+  inner = inner[:, :, middle] if inner.shape[2] > 1 else inner
+  if inner.shape[2:] == (1, 1):
+    return Conv(kernel, stack.bias, inner[:, :, 0, 0], stack.scale)
+  return Conv(kernel * inner, stack.bias, None, stack.scale)
 
 
 def unstack(stack: Conv) -> list[Conv]:
@@ -75,10 +89,13 @@ def unstack(stack: Conv) -> list[Conv]:
   n = stack.bias.shape[0]
   if not n:
     return []
-  kernels, biases = (jax.lax.split(field, [1] * n) for field in stack)
+  fields = [
+    [None] * n if field is None else jax.lax.split(field, [1] * n)
+    for field in stack
+  ]
   return [
-    Conv(kernel[0], bias[0])
-    for kernel, bias in zip(kernels, biases, strict=True)
+    jax.tree.map(lambda field: field[0], Conv(*each))
+    for each in zip(*fields, strict=True)
   ]
 
 
@@ -94,13 +111,15 @@ def convolve(
   reach = min(size // 2, (length - 1) // dilation)
   first = size // 2 - reach
   kernel = conv.kernel[:, first : size - first].astype(x.dtype)
+  if conv.before is not None:
+    x = x * conv.before.astype(x.dtype)
   taps = jnp.split(x @ kernel.reshape(i, -1), 2 * reach + 1, axis=-1)
   y = conv.bias.astype(x.dtype)
   for k, tap in enumerate(taps):
     offset = (k - reach) * dilation
     padding = [(0, 0, 0), (-offset, offset, 0), (0, 0, 0)]
     y = y + jax.lax.pad(tap, jnp.zeros((), x.dtype), padding)
-  return y
+  return y * conv.after.astype(x.dtype)
 
 
 def dense(features: int, fan_in: int, name: str, dtype: Any = None) -> nn.Dense:
