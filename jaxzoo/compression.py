@@ -214,9 +214,8 @@ def make_report(config, total_steps: int) -> Callable[[State], dict]:
       metrics[f'density/{name}'] = row.density
     if method.metrics is not None and jax.process_count() == 1:
       flags = masks_lib.eligible_tree(state.params, chosen)
-      metrics |= method.metrics(
-        state.params, sparse.masks, sparse.method, flags
-      )
+      found = method.metrics(state.params, sparse.masks, sparse.method, flags)
+      metrics |= {name: float(value) for name, value in found.items()}
     return metrics
 
   return report

@@ -1,12 +1,13 @@
 """A pruned run's network without its dead channels."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from jaxzoo import catalog, compaction, main
+from jaxzoo import catalog, compaction, compression, main
 from jaxzoo.compress.transform import find_state
 from jaxzoo.errors import UserError
 
@@ -40,6 +41,7 @@ def test_compact_network_of_a_run_is_smaller_and_equal():
   assert found['macs_compact'] < found['macs']
   assert found['parameters_compact'] < found['parameters']
   assert found['speedup'] > 0
+  json.dumps(found)  # numbers of Python
   pair = compaction.compact_state(config, states[-1])
   masks = find_state(states[-1].opt).masks
   assert pair.widths == {n: max(1, int(m.sum())) for n, m in masks.items()}
@@ -63,6 +65,13 @@ def test_half_of_the_channels_is_left_of_whole_streams():
   assert set(masks) == {'stage1_block0/conv1'}, 'streams are left whole'
   assert masks['stage1_block0/conv1'].sum() == 4
   assert 0 < metrics['sparsity'] < 1
+
+
+def test_report_of_a_run_is_a_line_of_metrics():
+  config, states, _ = trained()
+  line = compression.make_report(config, 4)(states[-1])
+  assert 0 < line['macs'] < 1 and 0 < line['channels'] < 1
+  json.dumps(line)
 
 
 def test_averaged_parameters_and_statistics_of_dead_channels():

@@ -330,7 +330,7 @@ def cost_table(
   return tuple(
     LayerCost(
       path,
-      math.prod(leaf.shape) * positions[path],
+      math.prod(leaf.shape) * int(positions[path]),
       tuple((name, sizes[name]) for _, name, _ in axes.get(path, ())),
     )
     for path, leaf in _flat(params).items()
