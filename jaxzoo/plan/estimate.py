@@ -83,7 +83,9 @@ def predict(
     model_flops: of one step on all devices.
   """
   chip = network.chip
-  compute = costs.cycles / chip.clock if costs.cycles else costs.seconds
+  compute = costs.seconds
+  if costs.cycles:
+    compute = costs.cycles / chip.clock + costs.kernels
   hbm = costs.bytes / chip.bandwidth
   exposed = hidden = 0.0
   for each in collectives:

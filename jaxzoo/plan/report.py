@@ -73,7 +73,8 @@ class Report(NamedTuple):
     parameters: that are trained.
     model_flops: of one step, see `flops.training_flops`.
     compiled: flops, bytes, cycles of one device, kernels whose FLOPs and time
-      are not among them; {} where it does not compile.
+      are not among them, seconds of those that the cycles leave out; {} where
+      it does not compile.
     collectives: see `collectives.totals`.
     times: None where it does not compile.
   """
@@ -176,6 +177,8 @@ def _program_rows(report: Report) -> list[tuple[str, str]]:
       )
     )
   source = "the compiler's cycles" if compiled['cycles'] else 'roofline'
+  if compiled['cycles'] and compiled['kernel_seconds']:
+    source += f', and {ms(compiled["kernel_seconds"])} of kernels: a bound'
   lines += [
     (
       'predicted',

@@ -168,6 +168,7 @@ def _read(text: str, mesh, topology: Topology, model_flops: int):
     'bytes': counted.bytes,
     'cycles': counted.cycles,
     'kernels': counted.unknown,
+    'kernel_seconds': counted.kernels,
   }
   return compiled, collectives.totals(found), times
 

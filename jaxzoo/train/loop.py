@@ -102,6 +102,12 @@ def lower_system(system: System, rng, batch, mesh, rules=()) -> Program:
   init = lambda: system.init(rng, blank())
   abstract = jax.eval_shape(init)
   shardings = meshes.infer_shardings(abstract, mesh, rules)
+  # Kernels that XLA does not cut itself ask the context for the mesh.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    return _lowered(system, init, abstract, shardings, batch, mesh)
+
+
+def _lowered(system, init, abstract, shardings, batch, mesh) -> Program:
   step = jax.jit(
     system.step,
     donate_argnums=0,

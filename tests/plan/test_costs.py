@@ -181,3 +181,18 @@ def test_cycles_add_up_and_kernels_are_named():
   )
   assert got.cycles == 150
   assert got.unknown == {'tpu_custom_call': 1}
+
+
+def test_kernel_that_says_what_it_computes_takes_its_roofline():
+  estimate = (
+    'backend_config={"custom_call_config":{"cost_estimate":'
+    '{"flops":"4000000","transcendentals":"9"}}}'
+  )
+  got = program(
+    '%p = f32[64]{0} parameter(0)',
+    'ROOT %k = f32[64]{0} custom-call(%p), '
+    f'custom_call_target="tpu_custom_call", {estimate}',
+  )
+  assert got.flops == 4e6
+  assert got.kernels == got.seconds > 0
+  assert not got.unknown

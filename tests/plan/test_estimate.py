@@ -102,8 +102,8 @@ def test_gpus_reduce_in_the_host_and_then_between_hosts():
 # The step.
 
 
-def costs(cycles=0.0, moved=0.0, seconds=0.0):
-  return Costs(0.0, moved, cycles, seconds, {})
+def costs(cycles=0.0, moved=0.0, seconds=0.0, kernels=0.0):
+  return Costs(0.0, moved, cycles, seconds, {}, kernels)
 
 
 def test_step_is_computation_and_what_of_the_network_it_does_not_hide():
@@ -130,6 +130,12 @@ def test_memory_bound_step_takes_as_long_as_its_bytes():
   network = torus((4, 4), (False, False))
   times = estimate.predict(costs(cycles=1e6, moved=1e9), [], network, 0)
   assert times.step == pytest.approx(1e-2)
+
+
+def test_kernels_are_added_to_the_cycles_which_do_not_have_them():
+  network = torus((4, 4), (False, False))
+  times = estimate.predict(costs(cycles=1e6, kernels=2e-3), [], network, 0)
+  assert times.compute == pytest.approx(1e-3 + 2e-3)
 
 
 def test_without_cycles_the_roofline_is_the_computation():

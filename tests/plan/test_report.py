@@ -35,7 +35,13 @@ def fitting():
     {'trace': 2.0, 'compile': 90.0},
     1000,
     int(16e9),
-    {'flops': 1.5e9, 'bytes': 2.0**30, 'cycles': 3e6, 'kernels': {'fmha': 12}},
+    {
+      'flops': 1.5e9,
+      'bytes': 2.0**30,
+      'cycles': 3e6,
+      'kernels': {'fmha': 12},
+      'kernel_seconds': 5e-4,
+    },
     [{'kind': 'all-reduce', 'axes': ['data'], 'count': 3, 'bytes': 2.0**20}],
     Times(4e-3, 2e-3, 1e-3, 2.5e-3, 2e-3, 1e-3),
   )

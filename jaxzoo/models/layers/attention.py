@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxzoo.models.layers import fused_attention
+
 
 def dot_product_attention(
   query: Float[Array, '*b q h d'],
@@ -14,6 +16,9 @@ def dot_product_attention(
   scale: float | None = None,
 ) -> Float[Array, '*b q h d']:
   """softmax(q kᵀ / sqrt(d) + bias) v, with the softmax in float32.
+
+  On TPUs one kernel where `fused_attention.attend` can, elsewhere products and
+  softmax that XLA compiles.
 
   Args:
     query: [*batch, queries, heads, head width].
@@ -28,6 +33,9 @@ def dot_product_attention(
   Returns:
     [*batch, queries, heads, head width] in the dtype of `value`.
   """
+  fused = fused_attention.attend(query, key, value, mask, bias, scale)
+  if fused is not None:
+    return fused
   weights = attention_weights(query, key, mask, bias, scale)
   return weighted_values(weights, value)
 
