@@ -36,6 +36,18 @@ def dot_product_attention(
   fused = fused_attention.attend(query, key, value, mask, bias, scale)
   if fused is not None:
     return fused
+  return xla_attention(query, key, value, mask, bias, scale)
+
+
+def xla_attention(
+  query: Float[Array, '*b q h d'],
+  key: Float[Array, '*b k h d'],
+  value: Float[Array, '*b k h d'],
+  mask: Bool[Array, '#*b #h #q #k'] | None = None,
+  bias: Float[Array, '#*b #h #q #k'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, '*b q h d']:
+  """`dot_product_attention` by products and a softmax, on any device."""
   weights = attention_weights(query, key, mask, bias, scale)
   return weighted_values(weights, value)
 
