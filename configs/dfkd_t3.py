@@ -89,9 +89,9 @@ def small(base=''):
   )
   config.stages.generator = stage('text_to_text:denoise')
   config.data.mask = 0.4
-  config.generator.lr = 0.5
+  config.generator.lr = 1.0
   # Small models are fooled by texts that are none, at a weight of 0.1.
-  config.generator.language = 0.5
+  config.generator.language = 0.2
   config.epochs = 6.0  # 1,500 steps
   config.eval_epochs = config.save_epochs = 3.0
   config.optim.lr = 2e-3

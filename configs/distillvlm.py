@@ -161,7 +161,7 @@ def small(task):
     colours=4,
   )
   config.batch_size = 32
-  config.epochs = {'pretrain': 8.0, 'vqa': 12.0, 'caption': 8.0}[task]
+  config.epochs = {'pretrain': 8.0, 'vqa': 16.0, 'caption': 8.0}[task]
   config.eval_epochs = config.save_epochs = 0.0  # at the end alone
   config.data.mask_words = 0.25  # short texts: more to learn from each
   config.optim.lr = 3e-3 if task == 'pretrain' else 1e-3

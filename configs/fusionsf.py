@@ -127,14 +127,14 @@ def demo():
   config.weather_variables = 8
   config.data.update(
     dataset='plants',
-    sites=(0, 8),
+    sites=(0, 16),
     gap=47,
-    stride=4,
+    stride=7,  # every hour of the day in turn
     scale='train',
-    embedded=dict(seed=0, days=120, sites=12, size=16),
+    embedded=dict(seed=0, days=120, sites=20, size=16, misplaced=0.15),
   )
   config.evals.zero_shot = dict(
-    kind='solar', split='test', sites=(8, 12), sheet=6
+    kind='solar', split='test', sites=(16, 20), sheet=6
   )
   config.batch_size = 32
   config.eval_batch_size = 128

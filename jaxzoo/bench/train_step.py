@@ -34,18 +34,7 @@ from jaxzoo.errors import UserError
 from jaxzoo.train import loop
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.flops import training_flops
-
-# Dense bfloat16 peak of one device, TFLOP/s, by what `device_kind` begins with.
-PEAK_TFLOPS = {
-  'TPU v4': 275.0,
-  'TPU v5 lite': 197.0,
-  'TPU v5e': 197.0,
-  'TPU v5': 459.0,  # v5p
-  'TPU v6': 918.0,
-  'NVIDIA A100-SXM': 312.0,
-  'NVIDIA H100 80GB HBM3': 989.0,
-  'NVIDIA H200': 989.0,
-}
+from jaxzoo.train.utilization import find_chip
 
 Run = Callable[[int], list[Timing]]  # number of steps -> the time of each
 Rounds = list[list[Timing]]  # by round and step
@@ -53,8 +42,8 @@ Rounds = list[list[Timing]]  # by round and step
 
 def peak_tflops(device_kind: str) -> float | None:
   """Of one device; None where it is not known, such as a CPU's."""
-  known = (x for name, x in PEAK_TFLOPS.items() if device_kind.startswith(name))
-  return next(known, None)
+  chip = find_chip(device_kind)
+  return chip and chip.flops / 1e12
 
 
 class Compiled(NamedTuple):
@@ -206,7 +195,7 @@ def measure(
     rounds: of all that is measured.
     warmup: steps before them.
     torch: '' for none, 'published' or 'lean', see `irra_torch.py`.
-    peak: TFLOP/s of one device; default what `PEAK_TFLOPS` has.
+    peak: TFLOP/s of one device; default what `utilization.CHIPS` has.
 
   Returns:
     What was measured on what; under `jaxzoo` and `torch` the numbers of each:

@@ -91,7 +91,7 @@ class Settings(NamedTuple):
   train: int = 4000
   test: int = 1000
   positive: float = 0.85
-  opinions: float = 0.02
+  opinions: float = 0.005
 
 
 class Text(NamedTuple):
