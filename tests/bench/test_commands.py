@@ -90,7 +90,7 @@ def test_speedup_is_the_ratio_within_a_round():
     ('TPU v5', 459.0),
     ('TPU v5p', 459.0),
     ('NVIDIA H100 80GB HBM3', 989.0),
-    ('NVIDIA H100 PCIe', None),
+    ('NVIDIA H100 PCIe', 756.0),
     ('cpu', None),
   ],
 )
