@@ -10,6 +10,9 @@ from jaxzoo import catalog
 from jaxzoo.compress import options
 from jaxzoo.errors import UserError, nearest
 
+# What the backward pass computes again: less memory, more computation.
+REMATS = ('none', 'dots', 'attention', 'full')
+
 
 def defaults() -> ml_collections.ConfigDict:
   """The fields that every system has, for config files to start from."""
@@ -23,7 +26,7 @@ def defaults() -> ml_collections.ConfigDict:
   config.microbatches = 1
   config.dtype = 'float32'  # of the computation; parameters are float32
   config.scan = True  # one compiled block for all layers
-  config.remat = 'none'  # 'none', 'dots', 'full': less memory, more compute
+  config.remat = 'none'  # one of REMATS
   config.ema = 0.0  # decay of averaged parameters used for evaluation; 0: off
 
   config.optim = ml_collections.ConfigDict()
@@ -106,7 +109,7 @@ CHOICES = {
   'job': ('train',),
   'checkpoint.best_mode': ('max', 'min'),
   'dtype': ('float32', 'bfloat16'),
-  'remat': ('none', 'dots', 'full'),
+  'remat': REMATS,
 }
 
 

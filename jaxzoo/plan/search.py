@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from jaxzoo.configuration import REMATS
 from jaxzoo.plan.report import Report
 from jaxzoo.plan.step import Attempt, parts, parts_field
 from jaxzoo.plan.topology import GPUS, Topology
 
-REMATS = ('none', 'dots', 'full')  # less memory, more computation
 PARTS = (2, 4, 8, 16, 32, 64)
 FSDP = (1, 16, 4, 64, 256, 2, 8)
 TENSOR = (2, 4)

@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny_retrieval as tiny
 
+from jaxzoo.configuration import REMATS
 from jaxzoo.errors import UserError
 from jaxzoo.models.backbones import clip, clip_resnet
 from jaxzoo.models.layers.attention import causal_mask
@@ -89,7 +90,7 @@ def block_gradient(model, params, x):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize('remat', REMATS)
 def test_scanned_and_rematerialised_blocks_compute_the_same(remat, blocks):
   params, x, (value, grads) = blocks
   model = Transformer(2, 2, clip.torch_init(), scan=True, remat=remat)

@@ -54,6 +54,7 @@ def test_remedies_begin_with_rematerialisation_and_end_with_parts():
   got = first_fit(config_of(), lambda config: report_of(config, need(config)))
   assert got == [
     '--config.remat=dots',
+    '--config.remat=attention',
     '--config.remat=full',
     '--config.remat=full --config.mesh.data=1 --config.mesh.fsdp=16',
   ]
@@ -114,7 +115,7 @@ def test_only_data_spans_slices_and_tensor_needs_rules():
 
 
 def test_fastest_that_fits_is_first():
-  seconds = {'none': 1.0, 'dots': 0.5, 'full': 2.0}
+  seconds = {'none': 1.0, 'dots': 0.5, 'attention': 0.7, 'full': 2.0}
 
   def attempt(config):
     need = 20 if config.remat == 'none' else 8

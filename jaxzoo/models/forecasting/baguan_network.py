@@ -249,7 +249,7 @@ class Encoder(nn.Module):
     dropout: rate, while training.
     drop_path: of the last block; it grows linearly from 0.
     scan: one compiled block for all.
-    remat: 'none', 'dots' or 'full'.
+    remat: see `layers/transformer.py`.
     dtype: compute dtype.
   """
 

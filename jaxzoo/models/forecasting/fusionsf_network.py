@@ -297,7 +297,7 @@ class FusionSF(nn.Module):
     periods: of the three numbers of a time.
     rope_order: see `patch_coordinates`.
     scan: one compiled block for each stack of blocks.
-    remat: 'none', 'dots' or 'full'.
+    remat: see `layers/transformer.py`.
     dtype: compute dtype.
   """
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from jaxzoo.models.layers.attention import dot_product_attention
@@ -14,10 +15,14 @@ from jaxzoo.models.layers.drop_path import DropPath, drop_path_rates
 Initializer = Callable[..., Any]
 
 # Rematerialisation: what the backward pass finds stored and what it computes
-# again, from most memory to least.
+# again, from most memory to least. 'attention' keeps what attention is made of
+# and its result; where there is none it is 'full'.
 REMAT_POLICIES = {
   'none': None,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'attention': jax.checkpoint_policies.save_only_these_names(
+    'query', 'key', 'value', 'attended'
+  ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -102,12 +107,13 @@ class Attention(nn.Module):
       )
 
     def project(name, x):
-      return nn.DenseGeneral(
+      x = nn.DenseGeneral(
         (self.num_heads, self.head_width or width // self.num_heads),
         kernel_init=self.qkv_init,
         dtype=self.dtype,
         name=name,
       )(x)
+      return checkpoint_name(x, name)
 
     attended = self.attention(
       project('query', inputs),
@@ -116,6 +122,7 @@ class Attention(nn.Module):
       mask,
       bias,
     )
+    attended = checkpoint_name(attended, 'attended')
     return nn.DenseGeneral(
       self.output_dim or width,
       axis=(-2, -1),
