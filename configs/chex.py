@@ -3,7 +3,7 @@
     python -m jaxzoo.main --config=configs/chex.py
 
 trains a small residual network on the embedded `shapes`, from scratch to half
-of its multiply-adds: channels are pruned and regrown every half epoch, and
+of its multiply-adds: channels are pruned and regrown every epoch, and
 layers share what is left by the scales of their norms. The baseline has as many
 multiply-adds, the same share of every layer. `result.json` has the speed of the
 network without its dead channels;
@@ -53,7 +53,8 @@ def demo():
   config.compress.sparsity = 0.5
   config.compress.budget = 'macs'
   config.compress.regrow = 0.3
-  config.compress.every = 31  # half an epoch
+  config.compress.every = 62  # an epoch
+  config.epochs = 24.0
   return config
 
 

@@ -9,6 +9,7 @@ import ml_collections
 from jaxzoo import catalog
 from jaxzoo.compress import options
 from jaxzoo.errors import UserError, nearest
+from jaxzoo.train.compiler import NAMES as COMPILER_SETS
 
 # What the backward pass computes again: less memory, more computation.
 REMATS = ('none', 'dots', 'attention', 'full')
@@ -27,6 +28,7 @@ def defaults() -> ml_collections.ConfigDict:
   config.dtype = 'float32'  # of the computation; parameters are float32
   config.scan = True  # one compiled block for all layers
   config.remat = 'none'  # one of REMATS
+  config.compiler = 'default'  # set of XLA's options, see train/compiler.py
   config.ema = 0.0  # decay of averaged parameters used for evaluation; 0: off
 
   config.optim = ml_collections.ConfigDict()
@@ -110,6 +112,7 @@ CHOICES = {
   'checkpoint.best_mode': ('max', 'min'),
   'dtype': ('float32', 'bfloat16'),
   'remat': REMATS,
+  'compiler': COMPILER_SETS,
 }
 
 

@@ -40,7 +40,7 @@ from jaxzoo.assembly import (
 from jaxzoo.data import pipeline
 from jaxzoo.errors import UserError
 from jaxzoo.plan import command as planner
-from jaxzoo.train import checkpoint, distributed, host, loop, optim
+from jaxzoo.train import checkpoint, compiler, distributed, host, loop, optim
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.best import Best
 
@@ -97,12 +97,15 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
   compression.check(config, plan.total)
   system = create_system(config, plan.total, epoch)
   dataset = make_dataset(config, data)
+  options = compiler.options(config.compiler, mesh.devices.flat)
   checkpoints = open_checkpoints(config, workdir, force)
   say(
     console,
     f'{config.system}: {len(data.source)} examples, {plan.total} steps of '
     f'{config.batch_size} on {describe(mesh)}; writing to {workdir}',
   )
+  if options:
+    say(console, f'compiler: {options}')
   with contextlib.closing(checkpoints):
     train_again = functools.partial(train, force=force, console=console)
     weights = first_weights(
@@ -115,6 +118,7 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
       meshes.abstract_batch(dataset[0], mesh),
       mesh,
       catalog.sharding(config),
+      options,
     )
     state, meta = start(program, config, checkpoints, weights, console)
     if weights is not None and config.compress.method:

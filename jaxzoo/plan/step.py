@@ -13,7 +13,7 @@ from jaxzoo.errors import UserError
 from jaxzoo.plan import collectives, costs, estimate, hlo
 from jaxzoo.plan.report import GIB, Report, memory_of, memory_of_refusal
 from jaxzoo.plan.topology import GPUS, Topology
-from jaxzoo.train import loop
+from jaxzoo.train import compiler, loop
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.flops import training_flops
 
@@ -33,12 +33,14 @@ class Lowered(NamedTuple):
     program: see `loop.lower_system`.
     settings: see `Report`.
     seconds: that tracing took.
+    options: of the compiler.
   """
 
   system: object
   program: loop.Program
   settings: dict
   seconds: float
+  options: dict
 
 
 def make_attempt(topology: Topology) -> Attempt:
@@ -99,11 +101,18 @@ def lower_step(config, topology: Topology) -> Lowered:
     'batch_size': config.batch_size,
     'dtype': config.dtype,
     'remat': config.remat,
+    'compiler': config.compiler,
     'microbatches': parts(config),
     'unit': config.data.unit,
     'jax': jax.__version__,
   }
-  return Lowered(system, program, settings, time.perf_counter() - started)
+  return Lowered(
+    system,
+    program,
+    settings,
+    time.perf_counter() - started,
+    compiler.options(config.compiler, topology.devices),
+  )
 
 
 def compile_step(
@@ -120,7 +129,8 @@ def compile_step(
   started = time.perf_counter()
   memory, fits, compiled, rows, times = None, False, {}, [], None
   try:
-    step = program.step.compile(GPU_OPTIONS if gpu else None)
+    options = lowered.options | (GPU_OPTIONS if gpu else {})
+    step = program.step.compile(options or None)
   except jax.errors.JaxRuntimeError as error:
     memory = memory_of_refusal(str(error))
     if memory is None:

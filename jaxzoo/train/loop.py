@@ -79,7 +79,9 @@ class Program(NamedTuple):
   batch: Any
 
 
-def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
+def compile_system(
+  system: System, rng, batch, mesh, rules=(), options=None
+) -> Program:
   """Compiles a system for a mesh; nothing is allocated yet.
 
   Args:
@@ -88,9 +90,10 @@ def compile_system(system: System, rng, batch, mesh, rules=()) -> Program:
     batch: abstract, with shardings: shapes and dtypes of every batch.
     mesh: from `make_mesh`.
     rules: sharding rules of the model family.
+    options: of the compiler, see compiler.py.
   """
   program = lower_system(system, rng, batch, mesh, rules)
-  return program._replace(step=program.step.compile())
+  return program._replace(step=program.step.compile(options or None))
 
 
 def lower_system(system: System, rng, batch, mesh, rules=()) -> Program:
