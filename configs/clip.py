@@ -13,6 +13,12 @@ eight published models; its 400 million pairs are not public, so
 than memory stay exact with --config.loss.tower_microbatches=N (activations of
 a part at a time) and --config.loss.chunk=N (cosines with N texts at a time);
 --config.loss.kind=sigmoid is SigLIP's loss.
+
+    --config=configs/clip.py:paper,model=ViT-B/16,zero_shot=imagenet2012 \\
+        --config.evals.zero_shot.names=classes.txt
+
+also classifies a data set of TFDS (`data_dir` in --config.evals.zero_shot.root)
+by sentences, its classes in words on the lines of a file.
 """
 
 from jaxzoo import catalog, configuration
@@ -38,12 +44,14 @@ LOSS = dict(kind='softmax', chunk=0, tower_microbatches=1)
 
 def get_config(variant=''):
   variants = {'': demo, 'tiny': demo, 'paper': paper}
-  make, options = configuration.choose_variant(variant, variants, ['model'])
+  make, options = configuration.choose_variant(
+    variant, variants, ['model', 'zero_shot']
+  )
   return make(variant.split(',')[0], **options)
 
 
-def demo(variant, model=''):
-  del model
+def demo(variant, model='', zero_shot=''):
+  del model, zero_shot
   config = catalog.get_config(f'cfam:{variant}').unlock()
   config.system = 'clip'
   config.loss = dict(LOSS)
@@ -55,7 +63,7 @@ def demo(variant, model=''):
   return config
 
 
-def paper(variant, model='ViT-B/32'):
+def paper(variant, model='ViT-B/32', zero_shot=''):
   del variant
   rate, _ = configuration.choose_variant(model, RATES)
   config = catalog.get_config('cfam:cuhk_pedes').unlock()
@@ -84,4 +92,13 @@ def paper(variant, model='ViT-B/32'):
   config.optim.warmup_factor = 0.0
   config.optim.by_epoch = False
   config.optim.groups = (('bias$|scale$', {'decay': 0.0}),)
+  if zero_shot:
+    config.evals.zero_shot = dict(
+      kind='zero_shot',
+      dataset='tfds',
+      name=zero_shot,
+      split='validation' if zero_shot.startswith('imagenet') else 'test',
+      root='',
+      names='',
+    )
   return config

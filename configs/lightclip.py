@@ -10,7 +10,9 @@ masked words that the image helps to fill in.
     --config=configs/lightclip.py:paper      ResNet-18 with 8 layers of text;
                                              also ,model=mobilenet_v2; its 15
                                              million pairs are named with
-                                             --config.data.{root,dataset}
+                                             --config.data.{root,dataset};
+                                             ,zero_shot=imagenet2012 as in
+                                             configs/clip.py
 """
 
 from jaxzoo import catalog, configuration
@@ -19,7 +21,9 @@ from jaxzoo.models.cards import model_card
 
 def get_config(variant=''):
   variants = {'': demo, 'baseline': baseline, 'tiny': tiny, 'paper': paper}
-  make, options = configuration.choose_variant(variant, variants, ['model'])
+  make, options = configuration.choose_variant(
+    variant, variants, ['model', 'zero_shot']
+  )
   return make(**options)
 
 
@@ -76,9 +80,10 @@ def tiny():
   return config
 
 
-def paper(model='resnet18'):
+def paper(model='resnet18', zero_shot=''):
   """[chosen] Most constants: neither code nor the full text is public."""
-  config = common('paper', model)
+  base = f'paper,zero_shot={zero_shot}' if zero_shot else 'paper'
+  config = common(base, model)
   config.image_size = (224, 224)
   config.text_length = 77
   config.output_dim = 512

@@ -383,6 +383,7 @@ EVALUATORS = {
   'solar': 'jaxzoo.eval.solar',
   'vqa': 'jaxzoo.eval.vqa',
   'weather': 'jaxzoo.eval.weather',
+  'zero_shot': 'jaxzoo.eval.zero_shot',
 }
 
 
