@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxzoo.models.layers import fused_attention
+from jaxzoo.models.layers import cudnn_attention, fused_attention
 
 
 def dot_product_attention(
@@ -17,8 +17,8 @@ def dot_product_attention(
 ) -> Float[Array, '*b q h d']:
   """softmax(q kᵀ / sqrt(d) + bias) v, with the softmax in float32.
 
-  On TPUs one kernel where `fused_attention.attend` can, elsewhere products and
-  softmax that XLA compiles.
+  By a kernel where `fused_attention` (TPUs) or `cudnn_attention` (GPUs) can,
+  elsewhere by products and a softmax that XLA compiles.
 
   Args:
     query: [*batch, queries, heads, head width].
@@ -33,9 +33,10 @@ def dot_product_attention(
   Returns:
     [*batch, queries, heads, head width] in the dtype of `value`.
   """
-  fused = fused_attention.attend(query, key, value, mask, bias, scale)
-  if fused is not None:
-    return fused
+  for kernel in (fused_attention, cudnn_attention):
+    attended = kernel.attend(query, key, value, mask, bias, scale)
+    if attended is not None:
+      return attended
   return xla_attention(query, key, value, mask, bias, scale)
 
 

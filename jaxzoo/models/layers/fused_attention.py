@@ -24,6 +24,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.platform import platform
+
 HEADS_AXIS = 'tensor'  # of the mesh; sequences lie over all others
 MOST_TOKENS = 264  # ViT-L/14 at 224 pixels has 257
 _ROWS = 256  # positions of a grid step, where sequences are shorter
@@ -89,18 +91,12 @@ class Partition(NamedTuple):
 
 
 def mode() -> str:
-  """'compiled' where the program is for TPUs, by the mesh of the context.
-
-  That is what `jax.set_mesh` has set, or without one the default backend. ''
-  elsewhere.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    # Without a mesh nobody knows how the arrays lie on several devices.
-    tpu = jax.default_backend() == 'tpu' and jax.device_count() == 1
-  else:
-    tpu = getattr(mesh.abstract_device, 'platform', '') == 'tpu'
-  return 'compiled' if tpu else ''
+  """'compiled' where the program is for TPUs, '' elsewhere."""
+  if platform() != 'tpu':
+    return ''
+  # Without a mesh nobody knows how the arrays lie on several devices.
+  known = not jax.sharding.get_abstract_mesh().empty
+  return 'compiled' if known or jax.device_count() == 1 else ''
 
 
 def attend(

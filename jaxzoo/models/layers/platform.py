@@ -1,0 +1,15 @@
+"""What devices a program that is being traced is for."""
+
+import jax
+
+
+def platform() -> str:
+  """'cpu', 'gpu' (or 'cuda'), 'tpu': by the mesh that the context has.
+
+  That is what `jax.set_mesh` has set, as training and `--plan` do; without one
+  the default backend.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return jax.default_backend()
+  return getattr(mesh.abstract_device, 'platform', '')
