@@ -136,7 +136,11 @@ def train(config, workdir='', *, force: bool = False, console=None) -> dict:
     )
     batches = open_batches(config, dataset, len(data.source), mesh, meta)
     with contextlib.closing(batches):
-      return session.run(run_it, state, batches, Best(**meta.get('best', {})))
+      try:
+        return session.run(run_it, state, batches, Best(**meta.get('best', {})))
+      except loop.NotFinite as broken:
+        broken.workdir = str(workdir)
+        raise
 
 
 def first_weights(config, workdir, checkpoints, mesh, train_again, console):
@@ -347,7 +351,7 @@ def main(argv=None) -> int:
   except loop.NotFinite as broken:
     print(
       f'error: {broken}; the last good checkpoint is in '
-      f'{workdir}/checkpoints. Lower optim.lr or set optim.clip_norm, and '
+      f'{broken.workdir}/checkpoints. Lower optim.lr or set optim.clip_norm, and '
       'start again (with --force to go on from that checkpoint)',
       file=sys.stderr,
     )

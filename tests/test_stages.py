@@ -8,6 +8,7 @@ import pytest
 
 from jaxzoo import catalog, main, stages
 from jaxzoo.errors import UserError
+from jaxzoo.train import loop
 
 
 def config_of(**fields):
@@ -99,3 +100,10 @@ def test_stage_has_what_it_inherits_from_the_run_above(tmp_path):
     config, tmp_path, lambda own, folder: seen.append(own), say=print
   )
   assert (seen[0].seed, seen[0].data.root) == (7, '/pictures')
+
+
+def test_stage_that_diverges_names_its_own_folder(tmp_path):
+  config = config_of(optim__lr=1e30)
+  with pytest.raises(loop.NotFinite) as broken:
+    main.train(config, tmp_path)
+  assert broken.value.workdir == str(tmp_path / 'teacher')

@@ -52,7 +52,12 @@ class Interrupted(Exception):
 
 
 class NotFinite(Exception):
-  """A metric became NaN or infinite."""
+  """A metric became NaN or infinite.
+
+  `workdir` is of the run that it happened in, which may be a stage of another.
+  """
+
+  workdir = ''
 
   def __init__(self, step, name, value):
     super().__init__(f'{name} is {value} at step {step}')
