@@ -150,16 +150,20 @@ def learn(
   """Forecasts, scores and learns `count` windows from `start` on, in one scan.
 
   With a delay it is the window `delay` before that is learned; `start` is at
-  least `delay`, see `peek` for the windows before.
+  least `delay`, see `peek` for the windows before. Without one, a `step` whose
+  metrics have `forecasts`, those of `predict`, has forecast the window already.
   """
 
   def body(state, i):
     batch = stream.batch(i, i <= stream.delay)
-    record = score(system.predict(state, batch), batch['target'])
+    learned = batch
     if stream.delay:
-      batch = stream.batch(i - stream.delay, i == stream.delay)
-    state, _ = system.step(state, batch)
-    return state, record
+      learned = stream.batch(i - stream.delay, i == stream.delay)
+    after, metrics = system.step(state, learned)
+    outputs = None if stream.delay else metrics.get('forecasts')
+    if outputs is None:
+      outputs = system.predict(state, batch)
+    return after, score(outputs, batch['target'])
 
   return jax.lax.scan(body, state, start + jnp.arange(count))
 

@@ -343,6 +343,13 @@ def test_forecast_mixes_by_weight_and_bias_of_the_step_before():
   want = share * outputs['time'] + (1 - share) * outputs['variable']
   np.testing.assert_allclose(outputs['forecast'], want, rtol=1e-5, atol=1e-6)
   assert jnp.any(state.extra['bias'])
+  # The step that learns this window has forecast it as well.
+  _, metrics = step(state, online_batch(1))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    metrics['forecasts'],
+    outputs,
+  )
   # Before a stream it is the plain mean.
   batch = online_batch(1)
   batch.pop('first')

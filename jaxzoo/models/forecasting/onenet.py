@@ -224,6 +224,8 @@ class Learner(NamedTuple):
       extra['replay'] = self.replay.add(extra['replay'], batch, outputs)
     metrics = {f'loss_{name}': x for name, x in values.items()}
     metrics['loss'] = value
+    if online:
+      metrics['outputs'] = outputs
     if self.mixes:
       found = ensemble.losses(
         params['weight'],
@@ -308,7 +310,21 @@ def make_system(
       updates, opt[name] = each.update(grads[name], opt[name], params[name])
       params[name] = optax.apply_updates(params[name], updates)
     metrics['grad_norm'] = optax.global_norm(grads['network'])
+    if online:
+      metrics['forecasts'] = combine(state, metrics.pop('outputs'), online)
     return State(state.step + 1, state.rng, params, opt, extra), metrics
+
+  def combine(state, outputs, online):
+    """The branches' forecasts with what the ensemble makes of them."""
+    if not learner.mixes:
+      return dict(outputs, forecast=sum(outputs.values()))
+    share = jnp.full_like(state.params['weight'], 0.5)
+    if online:
+      share = jax.nn.sigmoid(state.params['weight'] + state.extra['bias'])
+    forecast = ensemble.mix(share[None], **outputs)
+    share = jnp.broadcast_to(share, (len(forecast), *share.shape))
+    average = (outputs['time'] + outputs['variable']) / 2
+    return dict(outputs, average=average, forecast=forecast, share=share)
 
   def predict(state, batch):
     online = FIRST in batch
@@ -321,15 +337,7 @@ def make_system(
       batch['history_marks'],
       online=online,
     )
-    if not learner.mixes:
-      return dict(outputs, forecast=sum(outputs.values()))
-    share = jnp.full_like(state.params['weight'], 0.5)
-    if online:
-      share = jax.nn.sigmoid(state.params['weight'] + state.extra['bias'])
-    forecast = ensemble.mix(share[None], **outputs)
-    share = jnp.broadcast_to(share, (len(forecast), *share.shape))
-    average = (outputs['time'] + outputs['variable']) / 2
-    return dict(outputs, average=average, forecast=forecast, share=share)
+    return combine(state, outputs, online)
 
   return System(init, step, predict)
 
@@ -381,6 +389,9 @@ def build(config, tx: optax.GradientTransformation) -> System:
   `step` updates the forecasters at the rate that the training ended with, then
   beta, the network of beta, and w. `first` says that no step of this stream has
   been taken: w, beta, w's optimizer and the buffer of replay begin anew.
+
+  Online, the metric `forecasts` of `step` is what `predict` gives of its batch:
+  a stream that learns at once computes it once.
 
   `predict` gives `forecast` [b, h, d], the forecasts `time` and `variable` of
   which it is made, their `average`, and `share` [b, d], the weight of `time`.
