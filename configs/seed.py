@@ -47,7 +47,7 @@ def common(base):
     kind='frozen',  # or 'momentum': MoCo v2
     momentum=0.999,
     model=config.model,
-    model_options=config.model_options,
+    model_options=config.model_options.to_dict(),  # its own copy
     mean=config.mean,
     std=config.std,
     dtype=config.dtype,

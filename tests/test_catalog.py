@@ -305,3 +305,16 @@ def test_value_that_no_run_can_have_is_an_error(field, value, words):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):
     configuration.check(config)
+
+
+@pytest.mark.parametrize('slug', catalog.list_systems())
+def test_teacher_of_a_demo_is_the_network_of_its_stage(slug):
+  """Otherwise the first minutes of the demo are lost."""
+  config = catalog.get_config(slug)
+  if 'teacher' not in config or 'teacher' not in config.get('stages', {}):
+    return
+  stage = catalog.get_config(config.stages.teacher.config)
+  if 'model_options' not in stage or 'model_options' not in config.teacher:
+    return
+  assert config.teacher.model == stage.model
+  assert config.teacher.model_options == stage.model_options
