@@ -84,7 +84,7 @@ def contrast(config):
   return config
 
 
-def small(base=''):
+def small(base):
   config = common(base)
   config.queue_size = 1024
   config.teacher.momentum = 0.99
@@ -95,19 +95,27 @@ def small(base=''):
   return config
 
 
+def easy():
+  config = small('easy')
+  config.batch_size = 64
+  config.epochs = 20.0
+  config.eval_epochs = config.save_epochs = 10.0
+  return config
+
+
 def teacher():
-  return contrast(small())
+  return contrast(easy())
 
 
 def demo():
-  config = small()
+  config = easy()
   config.model_options.width //= 2
   config.stages.teacher = stage('seed:teacher')
   return config
 
 
 def baseline():
-  config = small()
+  config = easy()
   config.model_options.width //= 2
   return contrast(config)
 
