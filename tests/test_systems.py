@@ -23,7 +23,7 @@ ONE = (1, 1, 1)  # devices over data, fsdp, tensor
 ALL = (2, 2, 2)
 # In the first stage two towers, one network, and series; the others wait for
 # the second.
-FIRST = ('cfam', 'classification', 'card')
+FIRST = ('classification', 'card')
 
 
 def staged(name):

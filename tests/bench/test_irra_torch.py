@@ -103,6 +103,7 @@ def test_losses_and_updates_are_those_of_our_system(lean, mask_retrieval_text):
     )
 
 
+@pytest.mark.slow
 def test_lean_step_drops_masks_beyond_the_budget_as_ours_does():
   config = small()
   batch = synthetic_batch(config)

@@ -253,6 +253,7 @@ def test_momentum_network_starts_as_a_copy_and_follows_the_updated_one():
       )
 
 
+@pytest.mark.slow
 def test_each_network_has_batch_statistics_of_its_own():
   _, state, after, _ = run()
   q, k = (after.extra[automix.stats_name(which)] for which in 'qk')

@@ -22,7 +22,13 @@ FIRST = list(
     MODELS[name].family: name for name in reversed(IMAGE_MODELS)
   }.values()
 )  # fmt: skip
-each_card = pytest.mark.parametrize('name', IMAGE_MODELS)
+each_card = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow])
+    for name in IMAGE_MODELS
+  ],
+)
 each_family = pytest.mark.parametrize('name', FIRST)
 
 

@@ -168,6 +168,7 @@ def test_added_rows_repeat_the_northernmost_and_are_cut_off():
   np.testing.assert_array_equal(rows[:, 1:], field)
 
 
+@pytest.mark.slow
 def test_released_decoder_is_head_of_the_tokens():
   config, networks, params = started(**{'decoder.kind': 'identity'})
   assert not {'mask_token', 'position', 'block_0'} & set(params['decoder'])
@@ -216,6 +217,7 @@ def rebuilt(params, networks, before, after, places, siamese=True):
   )
 
 
+@pytest.mark.slow
 def test_hidden_patches_do_not_reach_the_reconstruction():
   _, networks, params = started(task='pretrain')
   places = jnp.array([[0, 5, 11]] * 2)

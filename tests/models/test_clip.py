@@ -419,6 +419,7 @@ def test_parts_in_memory_change_neither_loss_nor_gradient(kind):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_towers_in_microbatches_keep_less_in_memory():
   def needed(parts):
     made = config(image_depth=4, text_depth=4)

@@ -34,7 +34,7 @@ def gpu(monkeypatch):
   return calls
 
 
-@pytest.mark.parametrize('lengths', [(6, 6), (7, 7), (7, 6), (4, 9)])
+@pytest.mark.parametrize('lengths', [(7, 7), (4, 9)])
 def test_padding_to_even_lengths_changes_nothing(lengths):
   q, k, v = (x[0] for x in draw(*lengths))
 

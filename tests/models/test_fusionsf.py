@@ -230,6 +230,7 @@ def tokens_and_forecast():
   return tokens, forecast
 
 
+@pytest.mark.slow
 def test_hidden_patches_change_nothing():
   tokens, forecast = tokens_and_forecast()
   kept = fusionsf.draw_kept(

@@ -249,6 +249,7 @@ def test_loss_counts_masked_patches_against_normalised_pixels():
   np.testing.assert_allclose(errors(target), [1 / 14, 0], rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_order_of_the_released_code_moves_the_latents():
   keep = np.array([9, 2, 13, 4], np.int32)
   modules, params = greenmim.make_modules(config()), parameters()
@@ -278,6 +279,7 @@ def test_order_of_the_released_code_moves_the_latents():
 # System.
 
 
+@pytest.mark.slow
 def test_loss_falls():
   tx = optax.adam(3e-3)
   system = greenmim.build(config(), tx)

@@ -18,6 +18,11 @@ SLOW = (
   'baguan/padded',
   'baguan/siamese_masked',
   'cfam/full_vit_b16_t168',
+  'clip/hf_vit_b32',
+  'clip/rn50',
+  'clip/vit_b16',
+  'dcd/mobilenetv2_dcd',
+  'dcd/resnet50_dcd',
   'diffkd/feature_ae',
   'elsa/elsa_swin_base_224',
   'fusionsf/train_step',
@@ -29,9 +34,11 @@ SLOW = (
   'onenet/online_fsnet',
   'onenet/online_tcn',
   'pbe/preact_resnet18_pgd',
+  'resnet/resnet18_train',
   'stvit/stvit_r_swin_small',
   'stvit/stvit_r_swin_small_dense',
   'swin/swin_base_patch4_window7_224',
+  'zennet/flops400M_SE_res224',
 )
 CASES = [
   pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
