@@ -33,11 +33,23 @@ def dot_product_attention(
   Returns:
     [*batch, queries, heads, head width] in the dtype of `value`.
   """
-  for kernel in (fused_attention, cudnn_attention):
-    attended = kernel.attend(query, key, value, mask, bias, scale)
-    if attended is not None:
-      return attended
+  if _alike(query, key, value):
+    for kernel in (fused_attention, cudnn_attention):
+      attended = kernel.attend(query, key, value, mask, bias, scale)
+      if attended is not None:
+        return attended
   return xla_attention(query, key, value, mask, bias, scale)
+
+
+def _alike(query, key, value) -> bool:
+  """What every kernel asks for: one dtype, one batch, equal heads."""
+  return (
+    query.dtype == key.dtype == value.dtype
+    and key.shape == value.shape
+    and query.ndim > 3
+    and query.shape[:-3] == key.shape[:-3]
+    and query.shape[-2:] == key.shape[-2:]
+  )
 
 
 def xla_attention(

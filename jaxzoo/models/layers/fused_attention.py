@@ -115,13 +115,7 @@ def attend(
   how = mode()
   if not how or query.dtype not in (jnp.float32, jnp.bfloat16):
     return None
-  if not query.dtype == key.dtype == value.dtype:
-    return None
   lead = query.shape[:-3]
-  if key.shape[:-3] != lead or value.shape != key.shape or not lead:
-    return None
-  if query.shape[-2:] != key.shape[-2:]:
-    return None
   mask, bias = (x if x is None else _flat(x, lead) for x in (mask, bias))
   if mask is False or bias is False:
     return None
