@@ -5,7 +5,7 @@ import ctypes
 import jax
 
 # Parameters of glibc's mallopt.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
@@ -14,6 +14,9 @@ def keep_freed_memory() -> bool:
   On the CPU backend every step allocates and frees hundreds of megabytes. By
   default each block comes from the system as pages that must be cleared again
   on every step. Call it before the backend starts its threads.
+
+  The number of arenas stays: with one for all threads, what LLVM leaves behind
+  in it after compilation makes the small blocks of every later operation slow.
 
   Returns:
     Whether it took effect: not on accelerators, nor where the C library is
@@ -28,7 +31,6 @@ def keep_freed_memory() -> bool:
   return all(
     mallopt(name, value)
     for name, value in (
-      (_ARENA_MAX, 1),
       (_MMAP_MAX, 0),
       (_TRIM_THRESHOLD, 2**31 - 1),
     )
