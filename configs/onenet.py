@@ -117,6 +117,7 @@ def common(dataset, horizon, method):
   config.checkpoint.best = 'val/mse'
   config.checkpoint.best_mode = 'min'
 
+  config.compiler = 'small'
   config.batch_size = 32
   config.optim.name = 'adamw'
   config.optim.lr = 1e-3

@@ -6,6 +6,7 @@ from jaxzoo.data import forecasting as data
 from jaxzoo.eval import online_pictures, stream_state
 from jaxzoo.eval.evaluator import Evaluation
 from jaxzoo.eval.stream import Progress, make_stream, metrics, run
+from jaxzoo.train import compiler
 
 
 def make_evaluator(
@@ -46,6 +47,7 @@ def make_evaluator(
       protocol=protocol,
     )
     folder = predict.folder
+    devices = list(predict.state.step.sharding.device_set)
     progress = stream_state.load(folder, key, predict.state)
     progress, rate = run(
       predict.system,
@@ -54,6 +56,7 @@ def make_evaluator(
       chunk=chunk,
       progress=progress and Progress(*progress),
       save=lambda progress: stream_state.save(folder, key, progress),
+      options=compiler.options(config.compiler, devices),
     )
     stream_state.save(folder, key, progress)
     record = progress.record

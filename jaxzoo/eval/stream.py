@@ -214,6 +214,7 @@ def run(
   chunk: int = 600,
   progress: Progress | None = None,
   save: Callable[[Progress], None] = lambda progress: None,
+  options: Mapping[str, bool | int | str] | None = None,
 ) -> tuple[Progress, float]:
   """Runs a stream to its end.
 
@@ -225,6 +226,7 @@ def run(
       program where their size divides the stream; otherwise the last is another.
     progress: to go on from.
     save: called between two scans.
+    options: of the compiler, see `train.compiler`.
 
   Returns:
     The final progress, and windows a second after the first scan (0 where
@@ -246,6 +248,7 @@ def run(
     donate_argnums=0,
     # What comes out goes in again.
     out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+    compiler_options=dict(options or {}),
   )
   if progress is None:
     state = jax.tree.map(jnp.copy, state)  # the scan takes its buffers

@@ -6,6 +6,7 @@ training step, so that nothing depends on the environment of a process, and
 
 The TPU's sets are those that MaxText publishes for data-parallel and for
 sharded training; which names a compiler knows is tested with `libtpu`.
+'small' is for steps of many small operations, as those of an online stream.
 """
 
 from collections.abc import Mapping
@@ -46,8 +47,15 @@ _GPU = {
     'xla_gpu_enable_pipelined_reduce_scatter': True,
   },
 }
-SETS = {'tpu': _TPU, 'cuda': _GPU, 'gpu': _GPU}
-NAMES = ('default', 'data_parallel', 'fsdp')
+_CPU = {
+  # Eigen's products instead of YNNPACK's, and fewer copies in loops.
+  'small': {
+    'xla_cpu_experimental_ynn_fusion_type': '',
+    'xla_cpu_copy_insertion_use_region_analysis': True,
+  },
+}
+SETS = {'tpu': _TPU, 'cuda': _GPU, 'gpu': _GPU, 'cpu': _CPU}
+NAMES = ('default', 'data_parallel', 'fsdp', 'small')
 
 
 def options(name: str, devices) -> dict[str, bool | int | str]:

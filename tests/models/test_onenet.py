@@ -18,6 +18,8 @@ from jaxzoo.models.forecasting.tcn import (
   ScaledConvs,
   Stacks,
   convolve,
+  seeing_blocks,
+  taps_of,
 )
 
 KEY = jax.random.key(0)
@@ -52,11 +54,18 @@ def test_convolution_equals_its_definition(dilation):
 @pytest.mark.parametrize('length', [1, 6, 13])
 @pytest.mark.parametrize('depth', [2, 5])
 def test_last_position_alone_is_the_last_of_all(length, depth):
-  convs = lambda i, o, n, seed: ScaledConvs(n, i, o).init_with_output(
-    jax.random.key(seed)
-  )[0]
+  def convs(n, i, o, taps, seed):
+    if not n:
+      return None
+    module = ScaledConvs(n, i, o, taps)
+    return module.init_with_output(jax.random.key(seed))[0]
+
+  seeing, last = seeing_blocks(depth, length), taps_of(depth, length)
   stacks = Stacks(
-    convs(4, 4, 2 * depth, 0), convs(4, 8, 1, 1), convs(8, 8, 1, 2)
+    convs(2 * seeing, 4, 4, 3, 0),
+    convs(2 * (depth - seeing), 4, 4, 1, 3),
+    convs(1, 4, 8, last, 1),
+    convs(1, 8, 8, last, 2),
   )
   x = noise(2, length, 3)
   variables = Encoder().init(KEY, x, stacks)
@@ -154,15 +163,25 @@ def test_trigger_is_used_once_and_only_in_its_layer():
   np.testing.assert_array_equal(convs.inner[1], quiet.inner[1])
 
 
-def test_controllers_may_pass_over_taps_that_never_saw_anything():
+def test_taps_that_never_saw_anything_need_not_be_there():
+  """A kernel of three taps whose averages are 0 outside is one of one tap."""
   forward, params, state = adaptive()
-  blind = jnp.array([[1, 1, 1], [0, 1, 0]])[:, None, :, None]
+  middle = lambda x, axis: jnp.take(x, jnp.array([1]), axis)
+  blind = jnp.array([0, 1, 0])[:, None]
   state = state | {'slow': state['slow'] * blind}
-  few = fsnet.AdaptiveConvs(2, 4, 8, 5, 6, segments=((1, 3), (1, 1)))
+  want, _ = forward(params, state)
+  few = fsnet.AdaptiveConvs(2, 4, 8, 5, 6, taps=1)
+  params = params | {
+    'kernel': middle(params['kernel'], 2),
+    'controller_kernel': middle(params['controller_kernel'], 3),
+  }
+  state = state | {name: middle(state[name], 2) for name in ('slow', 'fast')}
   got, _ = few.apply(
     {'params': params, 'fsnet': state}, True, mutable=['fsnet']
   )
-  want, _ = forward(params, state)
+  want = want._replace(
+    kernel=middle(want.kernel, 2), inner=middle(want.inner, 2)
+  )
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
     got,
@@ -416,27 +435,53 @@ def test_names_of_released_checkpoints_go_to_both_collections():
   tensors = {name: noise(*s, seed=i) for i, (name, s) in
              enumerate(shapes.items())}  # fmt: skip
   tensors['unknown'] = np.zeros(1)
-  params = convert.convert(tensors)
+  lengths = {'time': 1, 'variable': 6}
+  params = convert.convert(tensors, lengths=lengths)
   assert params.pop('unknown').shape == (1,)
   network = params['network']
   want = jax.eval_shape(
     functools.partial(onenet.Forecasters(2, width=4, features=8, depth=1).init),
-    KEY, jnp.zeros((1, 6, 3)), jnp.zeros((1, 6, 7)),
-  )  # fmt: skip
-  for stack in ('inner', 'widen', 'final'):
+    KEY, jnp.zeros((1, 6, 1)), jnp.zeros((1, 6, 7)),
+  )['params']  # fmt: skip
+  stacks = {name for name in want if name[-2:] in ('_1', '_3')}
+  assert stacks == set(network)
+  for stack in stacks:
     for leaf in ('kernel', 'bias', 'scale_bias'):
-      shape = want['params'][stack][leaf].shape
+      shape = want[stack][leaf].shape
       got = network[stack][leaf].shape
       assert got == shape or leaf == 'scale_bias', (stack, leaf)
-  kernel = tensors[
-    'model.encoder.encoder.feature_extractor.net.0.conv2.conv.weight'
-  ]
-  np.testing.assert_array_equal(
-    network['inner']['kernel'][3], kernel.transpose(1, 2, 0)
-  )
-  assert convert.convert_extra(tensors)['fsnet']['final']['memory'].shape == (
-    2, 40, 32,
-  )  # fmt: skip
+  # One position: the middle tap alone.
+  for branch, stack, middle in (
+    ('encoder', 'inner_3', slice(None)),
+    ('encoder_time', 'inner_1', slice(1, 2)),
+  ):
+    net = f'model.{branch}.encoder.feature_extractor.net.0.conv2.'
+    kernel = tensors[net + 'conv.weight'].transpose(1, 2, 0)
+    np.testing.assert_array_equal(
+      network[stack]['kernel'][1], kernel[:, middle]
+    )
+  extra = convert.convert_extra(tensors, lengths=lengths)['fsnet']
+  assert extra['final_1']['memory'].shape == (1, 40, 32)
+
+
+def test_lengths_come_from_the_tensors_or_the_config():
+  zeros = lambda *shape: np.zeros(shape)
+  time = {'model.encoder_time.encoder.input_fc.weight': zeros(5, 6)}
+  variable = {'model.encoder.encoder.input_fc.weight': zeros(5, 10)}
+  heads = {
+    'model.regressor_time.weight': zeros(4, 8),
+    'model.regressor.weight': zeros(12, 8),
+  }
+  lengths = lambda tensors, config=None: convert._lengths(tensors, config, None)
+  both = time | variable | heads
+  assert lengths(both) == {'time': 3, 'variable': 6}
+  config = catalog.get_config('onenet:etth2')
+  assert lengths(variable, config) == {'variable': 60}
+  for tensors in (time, variable):
+    with pytest.raises(UserError, match='data.columns'):
+      convert.convert(tensors)
+  config.data.columns = ('a', 'b')
+  assert lengths(time, config) == {'time': 2}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_default_changes_nothing_and_other_sets_go_by_the_device():
   assert compiler.options('fsdp', [device('cuda')])
 
 
+def test_cpu_options_are_known_to_the_compiler():
+  options = compiler.options('small', jax.devices())
+  assert options
+  compile_with(options)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='xla_cpu_no_such'):
+    compile_with({'xla_cpu_no_such': True})
+
+
 def test_set_that_does_not_exist_names_the_nearest():
   with pytest.raises(UserError, match='fsdp'):
     compiler.options('fsd', jax.devices())

@@ -1,10 +1,16 @@
-"""The names of OneNet's and FSNet's released code, into our stacks."""
+"""The names of OneNet's and FSNet's released code, into our stacks.
+
+Taps that never see anything (see `tcn.py`) are left out: which these are, the
+lengths tell over which the branches convolve.
+"""
 
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from jaxzoo.errors import UserError
+from jaxzoo.models.forecasting.tcn import KERNEL, taps_of
 from jaxzoo.weights import layout
 
 BRANCHES = {
@@ -27,26 +33,76 @@ LEAVES = {
   'grads': ('slow', None),
   'f_grads': ('fast', None),
 }
+# The axis of the taps, of those that have one.
+TAPS_AXIS = {'kernel': 1, 'slow': 1, 'fast': 1, 'controller_kernel': 2}
 STATE = ('memory', 'slow', 'fast')
 CONV = re.compile(r'feature_extractor\.net\.(\d+)\.conv(\d)\.(.+)')
 DENSE = {'weight': ('kernel', lambda x: x.T), 'bias': ('bias', lambda x: x)}
 DECISION = {'input': 'input', 'hiddens.0': 'hidden', 'output': 'output'}
 
 
-def convert(state_dict: Mapping[str, np.ndarray], config=None) -> dict:
+Lengths = Mapping[str, int]  # 'time' and 'variable' -> positions
+
+
+def convert(
+  state_dict: Mapping[str, np.ndarray],
+  config=None,
+  lengths: Lengths | None = None,
+) -> dict:
   """Parameters: {'network': ..., 'decision': ...}; what no name is known of
-  stays under its own, to be reported."""
-  del config  # sizes are those of the tensors
-  return _convert(state_dict)[0]
+  stays under its own, to be reported.
+
+  Args:
+    state_dict: names -> tensors.
+    config: `history`, and `data.columns` for the branch across time alone.
+    lengths: those of a checkpoint of both branches are read off its tensors.
+
+  Raises:
+    UserError: the lengths cannot be known.
+  """
+  return _convert(state_dict, _lengths(state_dict, config, lengths))[0]
 
 
-def convert_extra(state_dict: Mapping[str, np.ndarray], config=None) -> dict:
-  """FSNet's memories and averages: {'fsnet': ...}, or {}."""
-  del config
-  return _convert(state_dict)[1]
+def convert_extra(
+  state_dict: Mapping[str, np.ndarray],
+  config=None,
+  lengths: Lengths | None = None,
+) -> dict:
+  """FSNet's memories and averages: {'fsnet': ...}, or {}; see `convert`."""
+  return _convert(state_dict, _lengths(state_dict, config, lengths))[1]
 
 
-def _convert(state_dict):
+def _lengths(state_dict, config, lengths) -> Lengths:
+  """Of the branches that a checkpoint has."""
+  if lengths is not None:
+    return lengths
+  sizes = {}
+  for name, value in state_dict.items():
+    branch, tail = _branch(name)
+    if tail in ('input_fc.weight', 'weight'):
+      sizes[branch] = np.shape(value)
+  found = {}
+  if 'variable' in sizes:
+    if 'time' in sizes:
+      found['variable'] = sizes['time'][1]
+    elif config is not None:
+      found['variable'] = config.history
+  if 'time' in sizes:
+    if {'time_head', 'variable_head'} <= sizes.keys():
+      found['time'] = sizes['variable_head'][0] // sizes['time_head'][0]
+    elif config is not None and config.data.columns:
+      found['time'] = len(config.data.columns)
+  missing = {'time', 'variable'} & (sizes.keys() - found.keys())
+  if missing:
+    raise UserError(
+      f'onenet: a checkpoint of the branch {missing.pop()} alone does not tell '
+      'over how many positions it convolves: give a config with history and '
+      "data.columns, or lengths={'time': channels, 'variable': rows}"
+    )
+  return found
+
+
+def _convert(state_dict, lengths):
   layers, params, rest = {}, {}, {}
   for name, value in state_dict.items():
     value = np.asarray(value, np.float32)
@@ -62,10 +118,12 @@ def _convert(state_dict):
       rest[name] = value
   depth = max((block for _, block, _ in layers), default=0)
   stacks = {}
-  for (_, block, number), tensors in sorted(layers.items()):
+  for (branch, block, number), tensors in sorted(layers.items()):
     stack = ('widen', 'final')[number - 1] if block == depth else 'inner'
-    for ours, value in _layer(tensors).items():
-      stacks.setdefault(f'{stack}/{ours}', []).append(value)
+    taps = taps_of(block, lengths[branch])
+    for ours, value in _layer(tensors, taps).items():
+      stack_name = f'{stack}_{taps}/{ours}'
+      stacks.setdefault(stack_name, []).append(value)
   state = {}
   for path, values in stacks.items():
     if path.rpartition('/')[2] in STATE:
@@ -76,14 +134,18 @@ def _convert(state_dict):
   return {**layout.unflatten(params), **rest}, extra
 
 
-def _layer(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """One convolution under our names."""
-  layer = {}
+def _layer(tensors: Mapping[str, np.ndarray], taps: int):
+  """One convolution under our names, with its middle taps."""
+  layer, cut = {}, (KERNEL - taps) // 2
   for name, value in tensors.items():
     if name in LEAVES:
       ours, form = LEAVES[name]
       kernel = tensors['conv.weight']
-      layer[ours] = form(value) if form else _kernel_like(name, value, kernel)
+      value = form(value) if form else _kernel_like(name, value, kernel)
+      axis = TAPS_AXIS.get(ours)
+      if axis is not None:
+        value = np.take(value, range(cut, cut + taps), axis)
+      layer[ours] = value
   if 'calib_w.weight' in tensors:
     together = lambda leaf: np.concatenate(
       [tensors[f'calib_{scale}.{leaf}'] for scale in 'wbf']
@@ -98,7 +160,7 @@ def _kernel_like(leaf, value, kernel):
   o, i, k = kernel.shape
   if leaf == 'controller.0.weight':
     # A chunk: o / i output channels with their taps.
-    return value.reshape(-1, o // i, i, k).transpose(2, 3, 1, 0)
+    return value.reshape(-1, o // i, i, k).transpose(0, 2, 3, 1)
   return value.reshape(o, i, k).transpose(1, 2, 0)
 
 

@@ -61,6 +61,20 @@ def recall(
   return old, jnp.where(triggered[:, None, None], written, memory)
 
 
+def recall_if_any(memory, query, triggered):
+  """`recall`, where a layer has been triggered; else (zeros, `memory`).
+
+  A loop of at most one turn: both sides of a `cond` would copy the memory.
+  """
+
+  def once(carry):
+    _, _, memory = carry
+    return (jnp.bool_(False), *recall(memory, query, triggered))
+
+  first = triggered.any(), jnp.zeros_like(query), memory
+  return jax.lax.while_loop(lambda carry: carry[0], once, first)[1:]
+
+
 class AdaptiveConvs(nn.Module):
   """FSNet's convolutions, n of one size.
 
@@ -73,7 +87,8 @@ class AdaptiveConvs(nn.Module):
   `o` is a multiple of `i`. With q = [w, b, f], the query is its average
   q' <- 0.3 q' + 0.7 q, which the layer's first pass only creates, at 0. Where
   the layer has been triggered, the scales are 0.75 of these and 0.25 of what
-  `recall` reads by q'.
+  `recall` reads by q'. Kernels with one tap have scales of three as well, as the
+  memory holds them; the outer ones are not used.
 
   State, by layer: `slow` and `fast`, averages of the normalised gradient, in the
   kernel's layout; `query` and whether it is `created`; `triggered`; `memory`.
@@ -85,9 +100,7 @@ class AdaptiveConvs(nn.Module):
     controller: outputs of the controller.
     slots: columns of the memory.
     memory: whether there is one ('nomem' of the tables has none).
-    segments: (layers, taps), one after the other: how many of their taps, in
-      the middle, ever see anything. The gradient of the others is 0, so that
-      the controllers need not read it. (): all of all layers.
+    taps: of the kernels that see anything, 3 or 1.
   """
 
   layers: int
@@ -96,7 +109,7 @@ class AdaptiveConvs(nn.Module):
   controller: int = CONTROLLER
   slots: int = SLOTS
   memory: bool = True
-  segments: tuple[tuple[int, int], ...] = ()
+  taps: int = KERNEL
 
   @nn.compact
   def __call__(self, online: bool = False) -> Convs:
@@ -105,15 +118,17 @@ class AdaptiveConvs(nn.Module):
     Args:
       online: whether a trigger counts.
     """
-    n, i, o = self.layers, self.features_in, self.features
-    kernel = self.param('kernel', uniform(KERNEL * i), (n, i, KERNEL, o))
+    n, i, o, k = self.layers, self.features_in, self.features, self.taps
+    kernel = self.param('kernel', uniform(KERNEL * i), (n, i, k, o))
     bias = self.param('bias', nn.initializers.zeros, (n, o))
-    slow = self._averages((n, i, KERNEL, o))
+    slow = self._averages((n, i, k, o))
     own = self._scales(slow)
     if self.memory:
       own = self._through_memory(own, online)
     w, b, f = jnp.split(own, [KERNEL * i, KERNEL * i + o], 1)
-    return Convs(kernel, bias * b, w.reshape(n, i, KERNEL, 1), f)
+    cut = (KERNEL - k) // 2
+    w = w.reshape(n, i, KERNEL, 1)[:, :, cut : cut + k]
+    return Convs(kernel, bias * b, w, f)
 
   def _averages(self, shape) -> Float[Array, 'n i k o']:
     """The slow one; the fast one lives beside it."""
@@ -124,35 +139,19 @@ class AdaptiveConvs(nn.Module):
   def _scales(self, slow) -> Float[Array, 'n m']:
     """[w, b, f] of all layers, each flat."""
     n, i, o = self.layers, self.features_in, self.features
-    shape, hidden = (n, i, KERNEL, o // i), self.controller
+    hidden, shape = self.controller, (i, self.taps, o // i)
     kernel = self.param(
-      'controller_kernel', uniform(KERNEL * o), (*shape, hidden)
+      'controller_kernel', uniform(KERNEL * o), (n, hidden, *shape)
     )
     bias = self.param('controller_bias', uniform(KERNEL * o), (n, hidden))
-    chunks = jax.lax.stop_gradient(slow).reshape(n, i, KERNEL, i, o // i)
-    rep = self._controlled(chunks, kernel) + bias[:, None]
+    chunks = jax.lax.stop_gradient(slow).reshape(n, i, -1, i, o // i)
+    rep = jnp.einsum('nhikc,nikrc->nhr', kernel, chunks) + bias[..., None]
     size = KERNEL + 2 * (o // i)
     kernel = self.param('scale_kernel', uniform(hidden), (n, hidden, size))
     bias = self.param('scale_bias', uniform(hidden), (n, size))
-    scales = jnp.einsum('nrh,nhs->nrs', nn.silu(rep), kernel) + bias[:, None]
+    scales = jnp.einsum('nhr,nhs->nrs', nn.silu(rep), kernel) + bias[:, None]
     parts = jnp.split(scales, [KERNEL, KERNEL + o // i], 2)
     return jnp.concatenate([part.reshape(n, -1) for part in parts], 1)
-
-  def _controlled(self, chunks, kernel) -> Float[Array, 'n r h']:
-    """The controllers' products."""
-    segments = self.segments or ((self.layers, KERNEL),)
-    sizes = [layers for layers, _ in segments]
-    parts = []
-    for (_, taps), chunk, own in zip(
-      segments,
-      jax.lax.split(chunks, sizes),
-      jax.lax.split(kernel, sizes),
-      strict=True,
-    ):
-      middle = slice((KERNEL - taps) // 2, (KERNEL + taps) // 2)
-      part = chunk[:, :, middle], own[:, :, middle]
-      parts.append(jnp.einsum('nikrc,nikch->nrh', *part))
-    return jnp.concatenate(parts)
 
   def _through_memory(self, own, online):
     """The scales [n, m] after the memory has been asked."""
@@ -170,14 +169,7 @@ class AdaptiveConvs(nn.Module):
     if not online:
       return own
     fired = triggered.value
-    old, memory.value = jax.lax.cond(
-      fired.any(),
-      recall,
-      lambda memory, query, fired: (jnp.zeros_like(query), memory),
-      memory.value,
-      query.value,
-      fired,
-    )
+    old, memory.value = recall_if_any(memory.value, query.value, fired)
     triggered.value = jnp.zeros_like(fired)
     read = TURN * own + (1 - TURN) * jax.lax.stop_gradient(old)
     return jnp.where(fired[:, None], read, own)

@@ -34,6 +34,7 @@ from jaxzoo.models.forecasting.tcn import (
   dense,
   seeing_blocks,
   split,
+  taps_of,
 )
 from jaxzoo.system import State, System, accumulated_grad
 
@@ -108,27 +109,37 @@ class Forecasters(nn.Module):
     """
     width, features, depth = self.width, self.features, self.depth
     seeing = [seeing_blocks(depth, length) for length in lengths]
-    # (layers, taps that see anything), branch by branch.
-    inner = [((2 * s, KERNEL), (2 * (depth - s), 1)) for s in seeing]
-    outer = [((1, KERNEL if s == depth else 1),) for s in seeing]
-    whole = (
-      self._convs('inner', width, width, sum(inner, ()), online),
-      self._convs('widen', width, features, sum(outer, ()), online),
-      self._convs('final', features, features, sum(outer, ()), online),
+    wide = [taps_of(depth, length) for length in lengths]
+
+    def convs(name, i, o, taps, counts):
+      whole = self._convs(name, sum(counts), i, o, taps, online)
+      return split(whole, counts) if whole else len(counts) * [None]
+
+    def one(name, i, o):
+      found = [
+        convs(name, i, o, taps, [int(own == taps) for own in wide])
+        for taps in (KERNEL, 1)
+      ]
+      return [a or b for a, b in zip(*found, strict=True)]
+
+    parts = (
+      convs('inner', width, width, KERNEL, [2 * s for s in seeing]),
+      convs('inner', width, width, 1, [2 * (depth - s) for s in seeing]),
+      one('widen', width, features),
+      one('final', features, features),
     )
-    parts = [
-      split(stack, len(lengths) * [size])
-      for stack, size in zip(whole, (2 * depth, 1, 1), strict=True)
-    ]
     return [Stacks(*own) for own in zip(*parts, strict=True)]
 
-  def _convs(self, name, features_in, features, segments, online) -> Convs:
-    sizes = sum(layers for layers, _ in segments), features_in, features
+  def _convs(self, name, layers, i, o, taps, online) -> Convs | None:
+    """A stack with parameters of its own, `name` and the number of taps."""
+    if not layers:
+      return None
+    name = f'{name}_{taps}'
     if self.convs == 'tcn':
-      return ScaledConvs(*sizes, name=name)(online)
+      return ScaledConvs(layers, i, o, taps, name=name)(online)
     memory = self.convs == 'fsnet'
     module = fsnet.AdaptiveConvs(
-      *sizes, memory=memory, segments=segments, name=name
+      layers, i, o, memory=memory, taps=taps, name=name
     )
     return module(online)
 

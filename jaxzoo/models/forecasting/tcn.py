@@ -5,6 +5,11 @@ The temporal convolutional network of FSNet (arXiv 2202.11672), which OneNet
 dilation doubled from block to block, padded with zeros on both sides. The
 parameters of the convolutions of one size lie in one stack, so that what does
 not depend on the series is done for all of them at once.
+
+Where the dilation is at least the length of the series, the outer taps of a
+kernel see nothing but zeros: their gradients are 0, and no forecast depends on
+them. At the published sizes these are half of all parameters. They are not
+stored: such a kernel has one tap.
 """
 
 from collections.abc import Sequence
@@ -28,9 +33,9 @@ class Convs(NamedTuple):
   y_t = scale (sum_k x_{t + k d} (kernel_k inner_k) + bias).
 
   Attributes:
-    kernel: [n, i, k, o], the middle tap at t.
+    kernel: [n, i, k, o], the middle tap at t; k is 3 or 1.
     bias: [n, o].
-    inner: [n, i, k, 1] or [n, i, 1, o], of the kernel.
+    inner: [n, i, k, 1] or [n, i, 1, 1], of the kernel.
     scale: [n, o], of the result.
   """
 
@@ -59,36 +64,28 @@ class Conv(NamedTuple):
   after: Float[Array, ' o']
 
 
-def split(stack: Convs, sizes: Sequence[int]) -> list[Convs]:
-  """A stack of convolutions cut into stacks.
+def split(stack: Convs, sizes: Sequence[int]) -> list[Convs | None]:
+  """A stack of convolutions cut into stacks; None where a size is 0.
 
   By one split a field, whose transpose is one concatenation: indexing would
   add up gradients, each of them a stack of zeros but for one part.
   """
-  parts = [jax.lax.split(field, sizes) for field in stack]
-  return [Convs(*part) for part in zip(*parts, strict=True)]
+  cut = [size for size in sizes if size]
+  parts = zip(*(jax.lax.split(field, cut) for field in stack), strict=True)
+  return [Convs(*next(parts)) if size else None for size in sizes]
 
 
-def scaled(stack: Convs, taps: int = KERNEL) -> Conv:
-  """The convolutions of a stack, all fields [n, ...].
-
-  Args:
-    taps: those in the middle that are kept.
-  """
-  cut = (stack.kernel.shape[2] - taps) // 2
-  middle = slice(cut, cut + taps)
-  kernel, inner = stack.kernel[:, :, middle], stack.inner
-  inner = inner[:, :, middle] if inner.shape[2] > 1 else inner
+def scaled(stack: Convs) -> Conv:
+  """The convolutions of a stack, all fields [n, ...]."""
+  kernel, bias, inner, scale = stack
   if inner.shape[2:] == (1, 1):
-    return Conv(kernel, stack.bias, inner[:, :, 0, 0], stack.scale)
-  return Conv(kernel * inner, stack.bias, None, stack.scale)
+    return Conv(kernel, bias, inner[:, :, 0, 0], scale)
+  return Conv(kernel * inner, bias, None, scale)
 
 
 def unstack(stack: Conv) -> list[Conv]:
   """Each convolution of a stack."""
   n = stack.bias.shape[0]
-  if not n:
-    return []
   fields = [
     [None] * n if field is None else jax.lax.split(field, [1] * n)
     for field in stack
@@ -105,7 +102,7 @@ def convolve(
   """The dilated convolution `conv`, zeros beyond both ends.
 
   One product for all taps, whose results are shifted and added. Taps that can
-  see nothing but zeros, as those of a dilation of at least t, are left out.
+  see nothing but zeros are left out.
   """
   (i, size, _), length = conv.kernel.shape, x.shape[1]
   reach = min(size // 2, (length - 1) // dilation)
@@ -143,18 +140,20 @@ class ScaledConvs(nn.Module):
     layers: n, convolutions in the stack.
     features_in: i.
     features: o.
+    taps: of the kernels that see anything, 3 or 1.
   """
 
   layers: int
   features_in: int
   features: int
+  taps: int = KERNEL
 
   @nn.compact
   def __call__(self, online: bool = False) -> Convs:
     """The stack; it is the same online and in training."""
     del online
-    n, i, o = self.layers, self.features_in, self.features
-    kernel = self.param('kernel', uniform(KERNEL * i), (n, i, KERNEL, o))
+    n, i, o, k = self.layers, self.features_in, self.features, self.taps
+    kernel = self.param('kernel', uniform(KERNEL * i), (n, i, k, o))
     bias = self.param('bias', nn.initializers.zeros, (n, o))
     kernel_scale = self.param('kernel_scale', nn.initializers.ones, (n, i, o))
     bias_scale = self.param('bias_scale', nn.initializers.zeros, (n, o))
@@ -165,15 +164,17 @@ class ScaledConvs(nn.Module):
 
 
 class Stacks(NamedTuple):
-  """The convolutions of an encoder of `depth` blocks and a last one.
+  """The convolutions of an encoder, in order.
 
   Attributes:
-    inner: [2 depth, ...], in order.
+    seeing: of the blocks with three taps, [2 s, ...], or None.
+    pointwise: of the blocks with one, which follow, [2 p, ...], or None.
     widen: [1, ...], the last block's first.
     final: [1, ...], its second.
   """
 
-  inner: Convs
+  seeing: Convs | None
+  pointwise: Convs | None
   widen: Convs
   final: Convs
 
@@ -183,8 +184,7 @@ class Encoder(nn.Module):
 
   x <- r(x) + conv(gelu(conv(gelu(x)))) with dilations 1, 2, 4, ...; r is the
   identity, and a dense layer in the last block, which widens. Dropout follows
-  the last block. Blocks whose outer taps see nothing but zeros are one compiled
-  loop.
+  the last block. The blocks with one tap are one compiled loop.
 
   Attributes:
     last: whether only the last position is wanted. Then block i is computed
@@ -202,23 +202,19 @@ class Encoder(nn.Module):
     self, x: Float[Array, 'b t c'], stacks: Stacks, train: bool = False
   ) -> Float[Array, 'b u f']:
     """Features at all positions, or [b, 1, f] at the last."""
-    inner, widen, final = stacks
-    depth, width = inner.bias.shape[0] // 2, inner.bias.shape[1]
+    seeing, pointwise, widen, final = stacks
+    width, features = widen.kernel.shape[1], widen.kernel.shape[3]
     x = x.astype(self.dtype)
     x = dense(width, x.shape[-1], 'input', self.dtype)(x)
-    seeing = seeing_blocks(depth, x.shape[1])
-    head, tail = split(inner, [2 * seeing, 2 * (depth - seeing)])
-    head = unstack(scaled(head))
-    for i, pair in enumerate(zip(head[::2], head[1::2], strict=True)):
+    head = unstack(scaled(seeing)) if seeing else []
+    pairs = list(zip(head[::2], head[1::2], strict=True))
+    for i, pair in enumerate(pairs):
       x = x + residual(x, pair, self._dilation(i))
       x = x[:, (x.shape[1] - 1) % 2 :: 2] if self.last else x
-    x = pointwise_blocks(x, tail)
-    wide = dense(final.bias.shape[1], width, 'project', self.dtype)(x)
-    # Seen by the last block: nothing but its own position, if there were
-    # blocks before it that see no more.
-    taps = KERNEL if seeing == depth else 1
-    pair = [*unstack(scaled(widen, taps)), *unstack(scaled(final, taps))]
-    x = wide + residual(x, pair, self._dilation(depth))
+    x = pointwise_blocks(x, pointwise) if pointwise else x
+    wide = dense(features, width, 'project', self.dtype)(x)
+    pair = [*unstack(scaled(widen)), *unstack(scaled(final))]
+    x = wide + residual(x, pair, self._dilation(len(pairs)))
     x = x[:, -1:] if self.last else x
     return nn.Dropout(self.dropout)(x, deterministic=not train)
 
@@ -230,6 +226,11 @@ class Encoder(nn.Module):
 def seeing_blocks(depth: int, length: int) -> int:
   """How many of `depth` blocks see with their outer taps: 2^i < length."""
   return min(depth, (length - 1).bit_length())
+
+
+def taps_of(block: int, length: int) -> int:
+  """How many taps of the convolutions of a block see anything of a series."""
+  return KERNEL if 2**block < length else 1
 
 
 def residual(
@@ -246,7 +247,7 @@ def pointwise_blocks(
 ) -> Float[Array, 'b t c']:
   """Residual blocks whose convolutions see with their middle taps alone."""
   pairs = jax.tree.map(
-    lambda field: field.reshape(-1, 2, *field.shape[1:]), scaled(stack, 1)
+    lambda field: field.reshape(-1, 2, *field.shape[1:]), scaled(stack)
   )
 
   def block(x, pair):

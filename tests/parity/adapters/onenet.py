@@ -42,8 +42,9 @@ def _conv(case):
   tensors = {prefix + name: x for name, x in case.params.items()}
   for name, source in (('grads', 'grads'), ('f_grads', 'f_grads')):
     tensors[prefix + name] = 0.05 * inputs[source]
-  params = convert(tensors)['network']['widen']
-  state = convert_extra(tensors)['fsnet']['widen']
+  lengths = {'variable': inputs['x'].shape[-1]}
+  params = convert(tensors, lengths=lengths)['network']['widen_3']
+  state = convert_extra(tensors, lengths=lengths)['fsnet']['widen_3']
   state |= {
     'query': 0.1 * inputs['q_ema'][None],
     'created': np.array(True),
@@ -137,7 +138,9 @@ def _online(case):
     return jax.lax.scan(body, state, jnp.arange(config['steps']))[1]
 
   state = system.init(jax.random.key(0), window(jnp.int32(0)))
-  params, extra = convert(case.params), convert_extra(case.params)
+  lengths = {'time': series.shape[1], 'variable': history}
+  params = convert(case.params, lengths=lengths)
+  extra = convert_extra(case.params, lengths=lengths)
   params = {**state.params, **params}
   extra = {
     name: _over(tree, extra.get(name, {})) for name, tree in state.extra.items()
