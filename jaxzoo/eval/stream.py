@@ -298,15 +298,19 @@ def metrics(record: Record, std: Float[np.ndarray, ' d']) -> dict[str, float]:
 
   Returns:
     mse and mae of the forecast, original_mse and original_mae in the units of
-    the file; NAME_mse, NAME_mae of the forecasts that it is made of.
+    the file; NAME_mse, NAME_mae of the forecasts that it is made of;
+    worst_share, the part of mse that the worst hundredth of the windows is.
   """
   mean = lambda x: float(np.mean(x, dtype=np.float64))
+  windows = np.sort(record.mse['forecast'].mean(1, dtype=np.float64))
+  worst = windows[-max(1, len(windows) // 100) :]
   values = {
     'mse': mean(record.mse['forecast']),
     'mae': mean(record.mae['forecast']),
     'original_mse': mean(record.mse['forecast'] * std**2),
     'original_mae': mean(record.mae['forecast'] * std),
   }
+  values['worst_share'] = float(worst.sum() / max(windows.sum(), 1e-12))
   for name in sorted(set(record.mse) - {'forecast'}):
     values[f'{name}_mse'] = mean(record.mse[name])
     values[f'{name}_mae'] = mean(record.mae[name])
