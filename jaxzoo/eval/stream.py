@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from jaxzoo.data.windows import Windows
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.system import State, System
+from jaxzoo.train.compiler import Options
 
 PROTOCOLS = ('published', 'delayed', 'strided')
 
@@ -214,7 +215,7 @@ def run(
   chunk: int = 600,
   progress: Progress | None = None,
   save: Callable[[Progress], None] = lambda progress: None,
-  options: Mapping[str, bool | int | str] | None = None,
+  options: Options | None = None,
 ) -> tuple[Progress, float]:
   """Runs a stream to its end.
 
@@ -248,7 +249,7 @@ def run(
     donate_argnums=0,
     # What comes out goes in again.
     out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-    compiler_options=dict(options or {}),
+    compiler_options=options,
   )
   if progress is None:
     state = jax.tree.map(jnp.copy, state)  # the scan takes its buffers
@@ -309,8 +310,8 @@ def metrics(record: Record, std: Float[np.ndarray, ' d']) -> dict[str, float]:
     'mae': mean(record.mae['forecast']),
     'original_mse': mean(record.mse['forecast'] * std**2),
     'original_mae': mean(record.mae['forecast'] * std),
+    'worst_share': float(worst.sum() / max(windows.sum(), 1e-12)),
   }
-  values['worst_share'] = float(worst.sum() / max(windows.sum(), 1e-12))
   for name in sorted(set(record.mse) - {'forecast'}):
     values[f'{name}_mse'] = mean(record.mse[name])
     values[f'{name}_mae'] = mean(record.mae[name])

@@ -122,8 +122,7 @@ def _convert(state_dict, lengths):
     stack = ('widen', 'final')[number - 1] if block == depth else 'inner'
     taps = taps_of(block, lengths[branch])
     for ours, value in _layer(tensors, taps).items():
-      stack_name = f'{stack}_{taps}/{ours}'
-      stacks.setdefault(stack_name, []).append(value)
+      stacks.setdefault(f'{stack}_{taps}/{ours}', []).append(value)
   state = {}
   for path, values in stacks.items():
     if path.rpartition('/')[2] in STATE:

@@ -223,14 +223,14 @@ class Encoder(nn.Module):
     return 1 if self.last else 2**i
 
 
-def seeing_blocks(depth: int, length: int) -> int:
-  """How many of `depth` blocks see with their outer taps: 2^i < length."""
-  return min(depth, (length - 1).bit_length())
-
-
 def taps_of(block: int, length: int) -> int:
   """How many taps of the convolutions of a block see anything of a series."""
   return KERNEL if 2**block < length else 1
+
+
+def seeing_blocks(depth: int, length: int) -> int:
+  """How many of `depth` blocks see with their outer taps."""
+  return sum(taps_of(block, length) == KERNEL for block in range(depth))
 
 
 def residual(
