@@ -5,6 +5,9 @@
 
 times, on one map of a published size and in alternating rounds:
 
+    convolution     the gradient to the kernel by matrix products, by
+                    `lax.conv_general_dilated`
+    bottleneck      the same of 1x1
     depthwise       a sum of shifts, by `lax.conv_general_dilated` in groups
     local_filter    ELSA: a sum of shifts, by copies of all neighbourhoods
     windows         Swin: reshapes, by gathers with an index for each place
@@ -32,6 +35,7 @@ from jaxzoo.bench.train_step import alternate, speedup, summarize
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.backbones.stvit_block import PATCH, STEP
 from jaxzoo.models.backbones.stvit_block import neighbourhoods as sliced
+from jaxzoo.models.layers import dense_convolution as dense
 from jaxzoo.models.layers import depthwise as depthwise_layers
 from jaxzoo.models.layers.elsa import local_filter
 from jaxzoo.models.layers.knn_attention import knn_mask
@@ -56,11 +60,30 @@ class Pair(NamedTuple):
 
 def depthwise(batch: int) -> Pair:
   """3x3 on 56x56x144, as in MobileNetV2."""
-  form = depthwise_layers.Form(padding=((1, 1), (1, 1)))
+  form = dense.Form(padding=((1, 1), (1, 1)))
   return Pair(
     lambda x, kernel: depthwise_layers.depthwise(x, kernel, form),
     lambda x, kernel: depthwise_layers.native(x, kernel, form),
     ((batch, 56, 56, 144), (3, 3, 1, 144)),
+  )
+
+
+def convolution(batch: int) -> Pair:
+  """3x3 on 56x56x64, as in ResNet-18."""
+  form = dense.Form(padding=((1, 1), (1, 1)))
+  return Pair(
+    lambda x, kernel: dense.convolution(x, kernel, form),
+    lambda x, kernel: dense.native(x, kernel, form),
+    ((batch, 56, 56, 64), (3, 3, 64, 64)),
+  )
+
+
+def bottleneck(batch: int) -> Pair:
+  """1x1 from 64 to 256 channels on 56x56, as in ResNet-50."""
+  return Pair(
+    lambda x, kernel: dense.convolution(x, kernel, dense.Form()),
+    lambda x, kernel: dense.native(x, kernel, dense.Form()),
+    ((batch, 56, 56, 64), (1, 1, 64, 256)),
   )
 
 
@@ -128,6 +151,8 @@ def stvit(batch: int) -> Pair:
 
 
 PAIRS = {
+  'convolution': convolution,
+  'bottleneck': bottleneck,
   'depthwise': depthwise,
   'local_filter': elsa,
   'windows': swin,

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from jaxzoo.models.layers import convolution
-from jaxzoo.models.layers.depthwise import Form, convolve, depthwise, native
+from jaxzoo.models.layers.convolution import convolve
+from jaxzoo.models.layers.dense_convolution import Form
+from jaxzoo.models.layers.depthwise import depthwise, native
 
 FORMS = {
   'plain': (3, Form(padding=((1, 1), (1, 1)))),

@@ -13,3 +13,9 @@ def platform() -> str:
   if mesh.empty:
     return jax.default_backend()
   return getattr(mesh.abstract_device, 'platform', '')
+
+
+def one_cpu() -> bool:
+  """Whether it is for a single CPU device: nothing is sharded."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return platform() == 'cpu' and mesh.size <= 1

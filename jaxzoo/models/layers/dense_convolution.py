@@ -1,0 +1,178 @@
+"""Convolution over all channels, whose kernel is learned fast on CPUs too.
+
+XLA's CPU compiler computes the gradient with respect to a kernel as a
+convolution with a kernel as large as the map, which takes 2 to 25 times as long
+as the forward pass. Here it is a matrix product: of what the kernel sees of a
+block of places, side by side, with the gradient there. A block is small enough
+to stay in the cache of a core, and a loop adds the products up. (What the gain
+is: docs/performance.md, `python -m jaxzoo.bench.formulations convolution`.)
+"""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+NUMBERS = ('NHWC', 'HWIO', 'NHWC')
+BLOCK_BYTES = 2**19  # what a block's places see; more for a larger kernel
+FEWEST_PLACES = 64  # of a map; XLA's own is as fast on smaller ones
+# Below this many multiply-adds the loop costs more to compile than it gains.
+FEWEST_PRODUCTS = 2**22
+MOST_TAPS = 49
+
+
+class Form(NamedTuple):
+  """Of a convolution, along both axes.
+
+  Attributes:
+    strides: (rows, columns).
+    padding: ((before, after), (before, after)), zeros.
+    dilation: of the kernel.
+  """
+
+  strides: tuple[int, int] = (1, 1)
+  padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+  dilation: tuple[int, int] = (1, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolution(
+  x: Float[Array, 'b h w i'], kernel: Float[Array, 'k l i o'], form: Form
+) -> Float[Array, 'b h2 w2 o']:
+  """y[p] = sum_j x[s p + d j] kernel[j], of x filled up with zeros.
+
+  XLA's convolution with a gradient of our own. (It has reverse mode only; no
+  `jax.jvp`.)
+
+  Args:
+    x: images, channels last.
+    kernel: height, width, channels of x, channels of y.
+    form: strides s, padding, dilation d.
+  """
+  return native(x, kernel, form)
+
+
+def native(x, kernel, form: Form):
+  """XLA's convolution, gradients included."""
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    form.strides,
+    form.padding,
+    rhs_dilation=form.dilation,
+    dimension_numbers=NUMBERS,
+  )
+
+
+def gains(x, kernel, form: Form) -> bool:
+  """Whether this is worth its compilation: products of some size.
+
+  In float32; CPUs that multiply bfloat16 have kernels of their own for it.
+  """
+  taps = math.prod(kernel.shape[:2])
+  places = math.prod(x.shape[1:3]) // math.prod(form.strides)
+  products = x.shape[0] * places * math.prod(kernel.shape)
+  return x.dtype == kernel.dtype == jnp.float32 and (
+    taps == 1
+    or taps <= MOST_TAPS
+    and places >= FEWEST_PLACES
+    and products >= FEWEST_PRODUCTS
+  )
+
+
+def _keep(x, kernel, form):
+  return native(x, kernel, form), (x, kernel)
+
+
+def _backward(form, kept, grad):
+  x, kernel = kept
+  _, pull = jax.vjp(lambda x: native(x, kernel, form), x)
+  return *pull(grad), kernel_gradient(x, grad, kernel.shape, form)
+
+
+convolution.defvjp(_keep, _backward)
+
+
+def kernel_gradient(
+  x: Float[Array, 'b h w i'],
+  grad: Float[Array, 'b h2 w2 o'],
+  shape: tuple[int, int, int, int],
+  form: Form,
+) -> Float[Array, 'k l i o']:
+  """sum_p x[s p + d j] grad[p]ᵀ of every tap j.
+
+  Args:
+    x: what was convolved.
+    grad: with respect to the result.
+    shape: of the kernel.
+    form: strides s, padding, dilation d.
+  """
+  images, rows, columns, outputs = grad.shape
+  x = pad_zeros(x, form.padding)
+  taps = list(itertools.product(*map(range, shape[:2])))
+  width = len(taps) * shape[2]
+
+  def product(x, grad):
+    """Of a block whose first place is the first of both."""
+    sides = [seen(x, tap, grad.shape[1:3], form) for tap in taps]
+    beside = jnp.concatenate(sides, -1).reshape(-1, width)
+    return beside.T @ grad.reshape(-1, outputs)
+
+  if len(taps) == 1:
+    return product(x, grad).reshape(shape)
+
+  # The sum is read and written for each block: no block is smaller than it.
+  size = x.dtype.itemsize * width
+  most = max(BLOCK_BYTES, size * outputs)
+  many, tall = _block(images, rows, most // (size * columns))
+  reach = form.strides[0] * (tall - 1) + form.dilation[0] * (shape[0] - 1) + 1
+
+  def add_block(index, total):
+    image, row = index // (rows // tall) * many, index % (rows // tall) * tall
+    part = lax.dynamic_slice(
+      x,
+      (image, row * form.strides[0], 0, 0),
+      (many, reach, *x.shape[2:]),
+    )
+    there = lax.dynamic_slice(
+      grad, (image, row, 0, 0), (many, tall, columns, outputs)
+    )
+    return total + product(part, there)
+
+  blocks = (images // many) * (rows // tall)
+  total = jnp.zeros((width, outputs), x.dtype)
+  return lax.fori_loop(0, blocks, add_block, total).reshape(shape)
+
+
+def _block(images: int, rows: int, most: int) -> tuple[int, int]:
+  """Images and rows of a block of `most` rows, or as near as divides."""
+  tall = _divisor(rows, most)
+  return (_divisor(images, most // rows) if tall == rows else 1), tall
+
+
+def _divisor(number: int, most: int) -> int:
+  """The largest divisor of `number` that is at most `most`, or 1."""
+  fitting = range(1, min(number, most) + 1)
+  return max((n for n in fitting if number % n == 0), default=1)
+
+
+def pad_zeros(x: Float[Array, 'b h w c'], padding) -> Float[Array, 'b y z c']:
+  """The map with zeros around it; padding: that of `Form`."""
+  margins = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+  return lax.pad(x, jnp.zeros((), x.dtype), margins)
+
+
+def seen(
+  x: Float[Array, 'b h w c'], tap, size, form: Form
+) -> Float[Array, 'b h2 w2 c']:
+  """What one tap (i, j) of a kernel sees of a padded map, at `size` places."""
+  slices = [
+    slice(d * t, d * t + s * (n - 1) + 1, s)
+    for t, n, d, s in zip(tap, size, form.dilation, form.strides, strict=True)
+  ]
+  return x[:, slices[0], slices[1]]

@@ -1,0 +1,90 @@
+"""A convolution with its gradients, however its places are cut into blocks."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxzoo.models.layers import convolution, dense_convolution
+from jaxzoo.models.layers.dense_convolution import Form
+from jaxzoo.train.mesh import make_mesh
+
+FORMS = {
+  'plain': (3, Form(padding=((1, 1), (1, 1)))),
+  'strided': (3, Form((2, 2), ((1, 1), (1, 1)))),
+  'stem': (7, Form((2, 2), ((3, 3), (3, 3)))),
+  'dilated': (3, Form((1, 1), ((2, 2), (2, 2)), (2, 2))),
+  'one-sided': (3, Form((2, 1), ((0, 1), (1, 0)))),
+  'patches': (3, Form((3, 3))),
+  'pointwise': (1, Form()),
+  'shortcut': (1, Form((2, 2))),
+}
+# Of a block in bytes: a row, some rows, some images, everything.
+BLOCKS = (1, 6_000, 40_000, 2**20)
+
+
+@pytest.mark.parametrize('kind', FORMS)
+def test_gradients_are_those_of_the_convolution(kind, monkeypatch):
+  size, form = FORMS[kind]
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((4, 12, 9, 3), np.float32)
+  kernel = rng.standard_normal((size, size, 3, 2), np.float32)
+
+  def result_and_gradients(convolve):
+    result, pull = jax.vjp(lambda *a: convolve(*a, form), x, kernel)
+    return result, *pull(jax.numpy.cos(result))
+
+  want = result_and_gradients(dense_convolution.native)
+  for block in BLOCKS:
+    monkeypatch.setattr(dense_convolution, 'BLOCK_BYTES', block)
+    got = result_and_gradients(dense_convolution.convolution)
+    for ours, theirs in zip(got, want, strict=True):
+      assert ours.dtype == theirs.dtype
+      np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_as_large_as_fit():
+  block = dense_convolution._block
+  assert block(8, 12, 5) == (1, 4)
+  assert block(8, 12, 12) == (1, 12)
+  assert block(8, 12, 70) == (4, 12)
+  assert block(8, 7, 3) == (1, 1)
+  assert block(8, 7, 0) == (1, 1)
+
+
+def is_ours(layer, x):
+  program = jax.make_jaxpr(
+    lambda x: layer.init_with_output(jax.random.key(0), x)[0]
+  )(x)
+  return 'custom_vjp' in str(program)
+
+
+def test_a_layer_takes_it_on_one_cpu_in_float32_where_there_is_much_to_do():
+  conv = lambda size, **options: convolution.conv(
+    32, size, name='conv', **options
+  )
+  large = np.zeros((8, 32, 32, 32), np.float32)
+  small = large[:1, :8, :8]
+  assert is_ours(conv(3), large)
+  assert not is_ours(conv(3), small)
+  assert is_ours(conv(1), small)
+  assert not is_ours(conv(3, dtype='bfloat16'), large)
+  assert not is_ours(conv(3, groups=2), large)
+  with jax.set_mesh(make_mesh({'data': 8})):
+    assert not is_ours(conv(3), large)
+
+
+def test_examples_can_be_mapped_over():
+  """Gradients of each example, as influence functions take them."""
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((3, 1, 16, 16, 2), np.float32)
+  kernel = rng.standard_normal((3, 3, 2, 4), np.float32)
+  form = Form(padding=((1, 1), (1, 1)))
+  gradient = lambda convolve: jax.vmap(
+    jax.grad(lambda k, x: (convolve(x, k, form) ** 2).sum()), (None, 0)
+  )(kernel, x)
+  np.testing.assert_allclose(
+    gradient(dense_convolution.convolution),
+    gradient(dense_convolution.native),
+    rtol=1e-4,
+    atol=1e-3,
+  )
