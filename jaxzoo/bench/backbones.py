@@ -43,6 +43,7 @@ from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.cards import MODELS, list_models
 from jaxzoo.models.cards.card import Built, ModelCard
 from jaxzoo.models.create import build_model
+from jaxzoo.models.layers.platform import options_for_once
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
 from jaxzoo.train.flops import TRAINING_FACTOR, count_flops
 
@@ -186,7 +187,10 @@ def measure(name: str, mode: str, settings: Settings) -> dict[str, Any]:
   built = build_model(name, dtype=settings.dtype, image_size=size)
   inputs = jax.device_put(make_inputs(built, settings.batch_size))
   blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
-  variables = jax.jit(built.module.init)(jax.random.key(0), *blank)
+  init = jax.jit(
+    built.module.init, compiler_options=options_for_once(jax.default_backend())
+  )
+  variables = init(jax.random.key(0), *blank)
   flops = count_flops(built.module.apply, variables, *blank)
   if mode == 'training':
     ours = compile_training(built.module, card, variables, inputs)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from jaxzoo.models.layers.platform import options_for_once
 from jaxzoo.system import State, System
 from jaxzoo.train import mesh as meshes
 
@@ -126,7 +127,11 @@ def _lowered(system, init, abstract, shardings, batch, mesh) -> Program:
     shardings,
     # Compiled with its output shardings, init makes every parameter where it
     # belongs: no device and no host ever holds all of them.
-    jax.jit(init, out_shardings=shardings),
+    jax.jit(
+      init,
+      out_shardings=shardings,
+      compiler_options=options_for_once(mesh.devices.flat[0].platform),
+    ),
     step.lower(meshes.placed(abstract, shardings), batch),
     mesh,
     batch,
