@@ -8,6 +8,9 @@ from its first step on, but for one partition of its layers at a time
 
     --config=configs/gap.py:baseline   sparse from the first step on, too: by
                                        magnitude before training, for good
+    --config=configs/gap.py:parallel   P-GaP: every partition dense at once, in
+                                       a copy of the network that learns a part
+                                       of each batch
     --config=configs/gap.py:gradual    by magnitude on the way, from a dense
                                        network
     --config=configs/gap.py:paper      ResNet-50 on ImageNet, 80 %, 28 phases of
@@ -24,6 +27,7 @@ def get_config(variant=''):
     '': demo,
     'baseline': baseline,
     'gradual': gradual,
+    'parallel': parallel,
     'tiny': tiny,
     'paper': paper,
   }
@@ -61,6 +65,16 @@ def baseline(**options):
   config.compress.method = 'magnitude'
   config.compress.schedule = 'constant'
   config.optim.warmup_epochs = 1.0
+  return config
+
+
+def parallel(**options):
+  """As many phases of each partition as in the cycle; batches of 32 a copy."""
+  config = demo(**options)
+  config.compress.parallel = True
+  config.compress.phases //= config.compress.partitions
+  config.batch_size *= config.compress.partitions
+  config.epochs *= config.compress.partitions
   return config
 
 

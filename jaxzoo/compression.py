@@ -11,8 +11,10 @@ from jaxzoo import catalog, compaction
 from jaxzoo.compress import masks as masks_lib
 from jaxzoo.compress import options
 from jaxzoo.compress.channels import freeze_dead_statistics
+from jaxzoo.compress.methods import gap_parallel
 from jaxzoo.compress.transform import find_state, masks_by_leaf, sparsify
 from jaxzoo.errors import UserError
+from jaxzoo.runs import build_system
 from jaxzoo.system import State, System
 from jaxzoo.train.layer_flops import flops_by_parameter
 
@@ -71,12 +73,29 @@ def check(config, total_steps: int) -> None:
   if not config.compress.method:
     return
   method_of(config, total_steps)
+  if options.in_parallel(config.compress):
+    _check_copies(config)
   last = options.last_update(config.compress, total_steps)
   if last > total_steps:
     raise UserError(
       f'compress.method={config.compress.method}: masks change for the last '
       f'time at step {last}, and the run has {total_steps}: lower '
       'compress.end, compress.every or compress.phases, or train longer'
+    )
+
+
+def _check_copies(config) -> None:
+  copies = options.copies(config.compress)
+  if config.batch_size % copies:
+    raise UserError(
+      f'compress.parallel: each of {copies} copies learns a part of the batch, '
+      f'and {config.batch_size} does not divide: change batch_size or '
+      'compress.partitions'
+    )
+  if config.init.weights or config.mesh.get('tensor', 1) > 1:
+    raise UserError(
+      'compress.parallel begins with copies of one random network on data and '
+      'fsdp: without init.weights and mesh.tensor'
     )
 
 
@@ -125,7 +144,7 @@ def with_masks(system: System, config) -> System:
 
   pruned = System(init, step, system.predict)
   if config.compress.method not in options.STRUCTURED:
-    return pruned
+    return options.grow_in_parallel(pruned, config.compress, config.total_steps)
   return freeze_dead_statistics(
     pruned,
     structure_of(config)[0],
@@ -154,8 +173,15 @@ def project_state(state: State, masks) -> State:
   return project_average(state._replace(params=params), masks)
 
 
+def one_network(config, state: State) -> State:
+  """The state of a run, of the first copy where a method trains several."""
+  if not options.in_parallel(config.compress):
+    return state
+  return gap_parallel.first_copy(state)
+
+
 def masks_of_state(config, state: State):
-  """Masks by leaf of a state of a run."""
+  """Masks by leaf of a state of a run (of `one_network`)."""
   method = method_of(config)
   return masks_by_leaf(method, find_state(state.opt).masks, state.params)
 
@@ -201,6 +227,7 @@ def make_report(config, total_steps: int) -> Callable[[State], dict]:
     return sum(differ)
 
   def report(state):
+    state = one_network(config, state)
     sparse = find_state(state.opt)
     masks = masks_of_state(config, state)
     rows = masks_lib.mask_summary(state.params, masks)
@@ -249,8 +276,9 @@ def summary(config, system: System, state: State) -> dict:
     masks leave of them; where channels were pruned, `compact`: see
     `compaction.measure`.
   """
-  rows = masks_lib.mask_summary(state.params, masks_of_state(config, state))
-  leaves = jax.tree.leaves(state.params)
+  one = one_network(config, state)
+  rows = masks_lib.mask_summary(one.params, masks_of_state(config, one))
+  leaves = jax.tree.leaves(one.params)
   total = sum(leaf.size for leaf in leaves)
   size = sum(row.size for row in rows.values())
   kept = sum(row.nnz for row in rows.values())
@@ -263,7 +291,9 @@ def summary(config, system: System, state: State) -> dict:
     'bytes_dense': 4 * total,
     'bytes': 4 * nonzero + sum(-(-row.size // 8) for row in rows.values()),
   }
-  flops = example_flops(config, system, state)
+  if options.in_parallel(config.compress):
+    system = build_system(config, optax.identity())  # of one copy
+  flops = example_flops(config, system, one)
   left = {
     name: count * (rows[name].density if name in rows else 1)
     for name, count in flops.items()

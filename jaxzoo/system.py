@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxzoo.models.layers.platform import one_device
+
 PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -360,6 +362,19 @@ def federate(
   # One step counter for all clients; each has a key of its own.
   axes = State(step=None, rng=0, params=0, opt=0, extra=0)
 
+  def local_steps(state, batch):
+    if not one_device():
+      return jax.vmap(system.step, in_axes=(axes, 0), out_axes=(axes, 0))(
+        state, batch
+      )
+    # A device that has all clients takes them one after the other: together,
+    # their convolutions would be one in groups, which few devices do well.
+    one = lambda client: system.step(
+      State(state.step, *client[:-1]), client[-1]
+    )
+    state, metrics = jax.lax.map(one, (*state[1:], batch))
+    return state._replace(step=state.step[0]), metrics
+
   def init(rng, batch):
     init_rng, run_rng = jax.random.split(rng)
     first = system.init(init_rng, jax.tree.map(lambda x: x[0], batch))
@@ -372,9 +387,7 @@ def federate(
     )
 
   def step(state, batch):
-    state, metrics = jax.vmap(
-      system.step, in_axes=(axes, 0), out_axes=(axes, 0)
-    )(state, batch)
+    state, metrics = local_steps(state, batch)
     params, extra = jax.lax.cond(
       state.step % every == 0,
       average,

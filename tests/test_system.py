@@ -11,6 +11,7 @@ import pytest
 
 from jaxzoo.system import State, System, alternate, federate, from_loss
 from jaxzoo.system import with_ema as ema_of
+from jaxzoo.train.mesh import make_mesh
 
 KEY = jax.random.key(0)
 DOCUMENTED = (
@@ -316,6 +317,19 @@ def test_an_average_is_the_mean_of_clients_that_trained_alone():
     rtol=1e-5,
   )
   assert np.ndim(history[0]['loss']) == 0
+
+
+def test_clients_do_the_same_one_after_the_other_as_on_a_mesh():
+  tx = optax.adam(0.1)
+  system = federate(regression(tx), CLIENTS, every=2)
+  alone, _ = run(system, 3, None, clients_batch)
+  with jax.set_mesh(make_mesh({'data': 8})):
+    together, _ = run(system, 3, None, clients_batch)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    (alone.params, alone.opt),
+    (together.params, together.opt),
+  )
 
 
 def test_clients_have_keys_of_their_own():

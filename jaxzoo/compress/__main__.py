@@ -75,6 +75,7 @@ def export_run(
         'be taken out; --form=masks stores what is kept'
       )
     return compaction.save(path, config, state)
+  state = compression.one_network(config, state)
   averaged = 'ema' in state.extra
   statistics = 'ema_stats' if averaged else 'batch_stats'
   masks = compression.masks_of_state(config, state)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ml_collections
 
 from jaxzoo.compress.masks import default_eligible
+from jaxzoo.compress.methods import gap_parallel
 from jaxzoo.compress.methods.chex import chex
 from jaxzoo.compress.methods.gap import gap
 from jaxzoo.compress.methods.magnitude import magnitude
@@ -21,6 +22,7 @@ from jaxzoo.compress.methods.saliency import saliency
 from jaxzoo.compress.schedules import CURVES, Schedule, constant
 from jaxzoo.compress.transform import Method
 from jaxzoo.errors import UserError, nearest
+from jaxzoo.system import System
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -45,6 +47,7 @@ def defaults() -> ml_collections.ConfigDict:
       partitions=4,  # gap: of consecutive layers
       partition=(),  # gap: instead, regexes, one a partition
       phases=8,  # gap: in which one partition is dense
+      parallel=False,  # gap: all at once, each in a copy; merged after a phase
       batches=1,  # saliency: whose gradients are summed
       n=2,  # n_m: entries kept
       m=4,  # n_m: of so many
@@ -161,6 +164,37 @@ def _gap(fields, total):
     partition=tuple(fields.partition) or fields.partitions,
     allocation=fields.allocation or 'uniform',
     reset_inner='moments',
+    parallel=fields.parallel,
+  )
+
+
+def in_parallel(fields) -> bool:
+  """Whether the method trains several copies: `gap_parallel`."""
+  return fields.method == 'gap' and fields.parallel
+
+
+def copies(fields) -> int:
+  """The partitions of `gap`, each of which has a copy."""
+  return len(fields.partition) or fields.partitions
+
+
+def grow_in_parallel(system: System, fields, total: int) -> System:
+  """The system of all copies, where the method has them; else itself."""
+  if not in_parallel(fields):
+    return system
+  every = _phase_steps(fields, total)
+  merge = gap_parallel.merge_copies(
+    fields.sparsity,
+    tuple(fields.partition) or fields.partitions,
+    allocation=fields.allocation or 'uniform',
+    eligible=eligible(fields),
+  )
+  return gap_parallel.grow_in_parallel(
+    system,
+    copies(fields),
+    every=every,
+    merge=merge,
+    until=fields.phases * every,
   )
 
 

@@ -68,6 +68,29 @@ def test_parameters_and_their_average_are_sparse(state):
     compress.assert_sparsity(params, state.opt.masks)
 
 
+@pytest.mark.slow
+def test_copies_of_parallel_gap_become_one_sparse_network(tmp_path):
+  fields = ('epochs=2.0', 'compress.parallel=True', 'compress.phases=1')
+  workdir = tmp_path / 'run'
+  flags = [f'--config.{field}' for field in (*fields, 'compress.end=0.5')]
+  assert main.main(['--config=gap:tiny', f'--workdir={workdir}', *flags]) == 0
+  _, state = command.read_sparse(workdir)
+  for leaf in jax.tree.leaves((state.params, state.extra['ema'])):
+    assert leaf.shape[0] == 2
+    np.testing.assert_array_equal(*leaf)
+  found = json.loads((workdir / 'result.json').read_text())['compress']
+  one = state._replace(step=())
+  one = jax.tree.map(lambda x: x[0], one)._replace(step=state.step)
+  leaves = jax.tree.leaves(one.params)
+  assert found['parameters'] == sum(leaf.size for leaf in leaves)
+  assert found['sparsity'] == pytest.approx(0.5)
+  assert 0 < found['flops'] < found['flops_dense']
+  path = tmp_path / 'net.safetensors'
+  assert command.main(['export', str(workdir), str(path)]) == 0
+  loaded = compress.load(path)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, one.extra['ema'])
+
+
 def test_exported_network_comes_back(run, state, tmp_path, capsys):
   path = tmp_path / 'net.safetensors'
   assert command.main(['export', str(run), str(path)]) == 0
@@ -127,6 +150,7 @@ def test_n_m_values_and_indices_come_back(n, m, tmp_path):
     (dict(method='magnitude', eligible=('nothing',)), 'no parameter'),
     (dict(method='rpg', every=30), 'train longer'),
     (dict(method='gap', every=30), 'train longer'),
+    (dict(method='gap', parallel=True, partitions=3), 'does not divide'),
   ],
   ids=lambda x: x if isinstance(x, str) else '-'.join(map(str, x.values())),
 )

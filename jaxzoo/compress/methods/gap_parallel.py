@@ -18,7 +18,7 @@ from jaxzoo.compress.methods.scored import final_counts, magnitudes
 from jaxzoo.compress.schedules import constant
 from jaxzoo.compress.selection import select_top_per_leaf
 from jaxzoo.compress.transform import SparseState
-from jaxzoo.system import System, federate
+from jaxzoo.system import State, System, federate
 
 
 def merge_copies(
@@ -31,12 +31,13 @@ def merge_copies(
   """(params, extra) with a copy axis -> the same after the exchange.
 
   Partition i of every copy is that of copy i, pruned to its number; what is
-  in no partition, and the extras, are those of the first copy [code].
+  in no partition, and the extras, are those of the first copy [code]. Averages
+  of the parameters (`extra['ema']`) are merged as those are.
 
   Arguments as for `gap`.
   """
 
-  def merge(params, extra):
+  def merged(params):
     first = jax.tree.map(lambda x: x[0], params)
     flags = masks_lib.eligible_tree(first, eligible)
     names = masks_lib.eligible_names(first, flags)
@@ -50,20 +51,31 @@ def merge_copies(
     pruned = iter(
       jnp.where(mask, leaf, 0) for mask, leaf in zip(kept, trained, strict=True)
     )
-    merged = jax.tree.map(
+    one = jax.tree.map(
       lambda own, flag: next(pruned) if flag else own, first, flags
     )
-    spread = lambda x, like: jnp.broadcast_to(x, like.shape)
-    return (
-      jax.tree.map(spread, merged, params),
-      jax.tree.map(lambda x: spread(x[0], x), extra),
+    return jax.tree.map(
+      lambda x, like: jnp.broadcast_to(x, like.shape), one, params
     )
+
+  def merge(params, extra):
+    spread = lambda x: jnp.broadcast_to(x[0], x.shape)
+    extra = {
+      name: merged(tree) if name == 'ema' else jax.tree.map(spread, tree)
+      for name, tree in extra.items()
+    }
+    return merged(params), extra
 
   return merge
 
 
 def grow_in_parallel(
-  system: System, copies: int, *, every: int, merge: Callable
+  system: System,
+  copies: int,
+  *,
+  every: int,
+  merge: Callable,
+  until: int | None = None,
 ) -> System:
   """P-GaP of a system whose optimizer is `sparsify(.., gap(parallel=True))`.
 
@@ -75,6 +87,8 @@ def grow_in_parallel(
     copies: as many as there are partitions.
     every: steps of a phase.
     merge: of `merge_copies`.
+    until: step after which the phases are over: from there on one copy alone
+      learns whole batches, and the others are what it is; None: never.
   """
   inner = federate(system, copies, every=every, average=merge)
 
@@ -95,14 +109,31 @@ def grow_in_parallel(
     )
     return state._replace(opt=opt)
 
-  def step(state, batch):
+  def grow(state, batch):
     return inner.step(state, cut(batch))
+
+  def tune(state, batch):
+    tuned, metrics = system.step(first_copy(state), batch)
+    spread = lambda x: jnp.broadcast_to(x, (copies, *x.shape))
+    parts = jax.tree.map(spread, tuned._replace(step=()))
+    # As means over copies are.
+    metrics = {k: jnp.asarray(x) / 1 for k, x in metrics.items()}
+    return parts._replace(step=tuned.step), metrics
+
+  def step(state, batch):
+    if until is None:
+      return grow(state, batch)
+    return jax.lax.cond(state.step < until, grow, tune, state, batch)
 
   def predict(state, batch):
     params, extra = merge(state.params, state.extra)
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    return system.predict(
-      state._replace(params=first(params), extra=first(extra)), batch
-    )
+    merged = state._replace(params=params, extra=extra)
+    return system.predict(first_copy(merged), batch)
 
   return System(init, step, predict)
+
+
+def first_copy(state: State) -> State:
+  """The state of one copy, of a state of all."""
+  parts = jax.tree.map(lambda x: x[0], state._replace(step=()))
+  return parts._replace(step=state.step)

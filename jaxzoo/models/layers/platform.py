@@ -24,7 +24,11 @@ def options_for_once(platform: str) -> dict | None:
   return {'xla_backend_optimization_level': 1} if platform == 'cpu' else None
 
 
+def one_device() -> bool:
+  """Whether it is for a single device: nothing is sharded."""
+  return jax.sharding.get_abstract_mesh().size <= 1
+
+
 def one_cpu() -> bool:
-  """Whether it is for a single CPU device: nothing is sharded."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return platform() == 'cpu' and mesh.size <= 1
+  """Whether that is a CPU."""
+  return platform() == 'cpu' and one_device()
