@@ -210,7 +210,7 @@ _ENTRIES = (
     'sparse training that grows and prunes partitions in turn',
     'arXiv 2106.09857, ICLR 2022',
     'compression',
-    ('baseline', 'gradual', 'tiny', 'paper'),
+    ('baseline', 'gradual', 'parallel', 'tiny', 'paper'),
     system='classification',
   ),
   Entry(
