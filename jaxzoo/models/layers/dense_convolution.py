@@ -1,7 +1,7 @@
 """Convolution over all channels, whose kernel is learned fast on CPUs too.
 
 XLA's CPU compiler computes the gradient with respect to a kernel as a
-convolution with a kernel as large as the map, which takes 2 to 25 times as long
+convolution with a kernel as large as the map, which takes several times as long
 as the forward pass. Here it is a matrix product: of what the kernel sees of a
 block of places, side by side, with the gradient there. A block is small enough
 to stay in the cache of a core, and a loop adds the products up. (What the gain
