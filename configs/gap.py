@@ -69,7 +69,7 @@ def baseline(**options):
 
 
 def parallel(**options):
-  """As many phases of each partition as in the cycle; batches of 32 a copy."""
+  """As many steps, each partition dense for three times as many of them."""
   config = demo(**options)
   config.compress.parallel = True
   config.compress.phases //= config.compress.partitions

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxzoo.models.layers.platform import one_device
+from jaxzoo.platform import one_device
 
 PyTree = Any
 Batch = dict[str, jax.Array]

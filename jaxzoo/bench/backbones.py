@@ -43,8 +43,8 @@ from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.cards import MODELS, list_models
 from jaxzoo.models.cards.card import Built, ModelCard
 from jaxzoo.models.create import build_model
-from jaxzoo.models.layers.platform import options_for_once
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
+from jaxzoo.platform import options_for_once
 from jaxzoo.train.flops import TRAINING_FACTOR, count_flops
 
 MODES = ('inference', 'training')

@@ -58,33 +58,34 @@ class Pair(NamedTuple):
   differentiable: bool = True
 
 
-def depthwise(batch: int) -> Pair:
-  """3x3 on 56x56x144, as in MobileNetV2."""
-  form = dense.Form(padding=((1, 1), (1, 1)))
+def convolution_pair(layer: Callable, native: Callable, *shapes) -> Pair:
+  """Of a layer and XLA's convolution, the map keeping its size."""
+  margin = shapes[1][0] // 2
+  form = dense.Form(padding=((margin, margin),) * 2)
   return Pair(
-    lambda x, kernel: depthwise_layers.depthwise(x, kernel, form),
-    lambda x, kernel: depthwise_layers.native(x, kernel, form),
-    ((batch, 56, 56, 144), (3, 3, 1, 144)),
+    lambda x, kernel: layer(x, kernel, form),
+    lambda x, kernel: native(x, kernel, form),
+    shapes,
   )
 
 
 def convolution(batch: int) -> Pair:
   """3x3 on 56x56x64, as in ResNet-18."""
-  form = dense.Form(padding=((1, 1), (1, 1)))
-  return Pair(
-    lambda x, kernel: dense.convolution(x, kernel, form),
-    lambda x, kernel: dense.native(x, kernel, form),
-    ((batch, 56, 56, 64), (3, 3, 64, 64)),
-  )
+  shapes = (batch, 56, 56, 64), (3, 3, 64, 64)
+  return convolution_pair(dense.convolution, dense.native, *shapes)
 
 
 def bottleneck(batch: int) -> Pair:
   """1x1 from 64 to 256 channels on 56x56, as in ResNet-50."""
-  return Pair(
-    lambda x, kernel: dense.convolution(x, kernel, dense.Form()),
-    lambda x, kernel: dense.native(x, kernel, dense.Form()),
-    ((batch, 56, 56, 64), (1, 1, 64, 256)),
-  )
+  shapes = (batch, 56, 56, 64), (1, 1, 64, 256)
+  return convolution_pair(dense.convolution, dense.native, *shapes)
+
+
+def depthwise(batch: int) -> Pair:
+  """3x3 on 56x56x144, as in MobileNetV2."""
+  shapes = (batch, 56, 56, 144), (3, 3, 1, 144)
+  layers = depthwise_layers
+  return convolution_pair(layers.depthwise, layers.native, *shapes)
 
 
 def copied_filter(value, attention, add):

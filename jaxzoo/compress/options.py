@@ -156,12 +156,16 @@ def _phase_steps(fields, total: int) -> int:
   )
 
 
+def _partition(fields):
+  return tuple(fields.partition) or fields.partitions
+
+
 def _gap(fields, total):
   every = _phase_steps(fields, total)
   return gap(
     fields.sparsity,
     constant(1, every, fields.phases * every + 1),
-    partition=tuple(fields.partition) or fields.partitions,
+    partition=_partition(fields),
     allocation=fields.allocation or 'uniform',
     reset_inner='moments',
     parallel=fields.parallel,
@@ -185,7 +189,7 @@ def grow_in_parallel(system: System, fields, total: int) -> System:
   every = _phase_steps(fields, total)
   merge = gap_parallel.merge_copies(
     fields.sparsity,
-    tuple(fields.partition) or fields.partitions,
+    _partition(fields),
     allocation=fields.allocation or 'uniform',
     eligible=eligible(fields),
   )

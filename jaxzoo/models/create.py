@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxzoo.errors import UserError
 from jaxzoo.models.cards import Built, list_models, model_card
-from jaxzoo.models.layers.platform import options_for_once, platform
+from jaxzoo.platform import options_for_once, platform
 from jaxzoo.weights import layout
 from jaxzoo.weights.merge import Report, merge
 from jaxzoo.weights.readers import read_state_dict

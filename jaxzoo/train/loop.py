@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from jaxzoo.models.layers.platform import options_for_once
+from jaxzoo.platform import options_for_once
 from jaxzoo.system import State, System
 from jaxzoo.train import mesh as meshes
 

@@ -13,6 +13,7 @@ from jaxzoo.bench import command as bench_command
 from jaxzoo.bench import compress as compress_bench
 from jaxzoo.compress import __main__ as command
 from jaxzoo.compress import export, options
+from jaxzoo.compress.methods.gap_parallel import first_copy
 from jaxzoo.errors import UserError
 from jaxzoo.system import alternate, from_loss, with_ema
 from jaxzoo.train.flops import count_flops
@@ -79,8 +80,7 @@ def test_copies_of_parallel_gap_become_one_sparse_network(tmp_path):
     assert leaf.shape[0] == 2
     np.testing.assert_array_equal(*leaf)
   found = json.loads((workdir / 'result.json').read_text())['compress']
-  one = state._replace(step=())
-  one = jax.tree.map(lambda x: x[0], one)._replace(step=state.step)
+  one = first_copy(state)
   leaves = jax.tree.leaves(one.params)
   assert found['parameters'] == sum(leaf.size for leaf in leaves)
   assert found['sparsity'] == pytest.approx(0.5)

@@ -13,7 +13,7 @@ from jaxzoo.models.layers import dense_convolution
 from jaxzoo.models.layers.dense_convolution import Form
 from jaxzoo.models.layers.depthwise import depthwise
 from jaxzoo.models.layers.norm import at_least_float32
-from jaxzoo.models.layers.platform import one_cpu
+from jaxzoo.platform import one_cpu
 
 # Kaiming normal over the outputs with the gain of ReLU: residual and mobile
 # networks. The fan of a depth-wise kernel is k² C, as PyTorch has it.
@@ -90,9 +90,9 @@ def convolve(
   )
   if kernel.shape[2:] == (1, x.shape[-1]) and feature_group_count > 1:
     return depthwise(x, kernel, form)
-  if feature_group_count == 1 and one_cpu():
-    if dense_convolution.gains(x, kernel, form):
-      return dense_convolution.convolution(x, kernel, form)
+  dense = feature_group_count == 1
+  if dense and one_cpu() and dense_convolution.gains(x, kernel, form):
+    return dense_convolution.convolution(x, kernel, form)
   return lax.conv_general_dilated(
     x,
     kernel,

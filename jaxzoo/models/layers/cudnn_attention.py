@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxzoo.models.layers.platform import platform
+from jaxzoo.platform import platform
 
 GPUS = ('cuda', 'gpu')
 MOST_WIDTH = 128  # of a head; Hopper can do more

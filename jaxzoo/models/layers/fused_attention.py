@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxzoo.models.layers.platform import platform
+from jaxzoo.platform import platform
 
 HEADS_AXIS = 'tensor'  # of the mesh; sequences lie over all others
 MOST_TOKENS = 264  # ViT-L/14 at 224 pixels has 257

@@ -20,9 +20,9 @@ def platform() -> str:
 def options_for_once(platform: str) -> dict | None:
   """Options of the XLA compiler for a program that runs once: to initialise.
 
-  The CPU's spends most of its time on loops of random numbers otherwise, 21 s
-  for a network of nine convolutions instead of 3. The numbers are the same.
-  What XLA_FLAGS says of it holds.
+  The CPU's spends most of its time on loops of random numbers otherwise
+  (docs/performance.md). The numbers are the same. What XLA_FLAGS says of it
+  holds.
   """
   level = 'xla_backend_optimization_level'
   if platform != 'cpu' or level in os.environ.get('XLA_FLAGS', ''):

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxzoo import platform
 from jaxzoo.models.create import create_model
-from jaxzoo.models.layers import platform
 
 
 @pytest.mark.parametrize(
