@@ -172,8 +172,8 @@ def compress(argv) -> None:
   add = parser.add_argument
   add('--config', default='rpg', help='of the step (%(default)s)')
   add('--parts', nargs='+', default=PARTS, choices=PARTS)
-  add('--rounds', type=int, default=8, help='of the step (%(default)s)')
-  add('--steps', type=int, default=10, help='in a round (%(default)s)')
+  add('--rounds', type=int, default=20, help='of the step (%(default)s)')
+  add('--steps', type=int, default=30, help='in a round (%(default)s)')
   add('--scores', type=int, default=25_502_912, help='(%(default)s)')
   add('--batch_size', type=int, default=8, help='for rpg (%(default)s)')
   add('--json', metavar='FILE', help='write the numbers')

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxzoo.compress.channels import LayerCost, macs
+from jaxzoo.compress.turns import after
 
 RANK_TOLERANCE = 1e-6  # of singular values, over the largest
 
@@ -286,6 +287,8 @@ def explore_layer(
     key: of the draw, the same on every device.
     kind: of `filter_scores`.
   """
-  kept = kept_filters(filter_scores(x, alive, keep, kind), keep)
-  p = regrow_probabilities(span_distances(restored, kept), ~kept)
+  scores = filter_scores(x, alive, keep, kind)
+  kept = kept_filters(scores, keep)
+  distances = span_distances(after(restored, scores), kept)
+  p = regrow_probabilities(distances, ~kept)
   return kept | draw_without_replacement(key, p, regrow)

@@ -25,6 +25,7 @@ from jaxzoo.compress.schedules import (
   update_steps,
 )
 from jaxzoo.compress.transform import Method
+from jaxzoo.compress.turns import after
 from jaxzoo.errors import UserError, nearest
 
 ALLOCATIONS = ('scale', 'uniform')
@@ -358,14 +359,15 @@ def explore(
   shapes = {}
   for i, group in enumerate(groups):
     shapes.setdefault(filters_of(leaves, group).shape, []).append(i)
-  new = {}
+  new, found = {}, None
   for places in shapes.values():
     own = [groups[i] for i in places]
     stacked = lambda each: jnp.stack(list(each))
+    filters = stacked(filters_of(leaves, group) for group in own)
     found = jax.vmap(
       lambda *layer: exploration.explore_layer(*layer, score)
     )(
-      stacked(filters_of(leaves, group) for group in own),
+      filters if found is None else after(filters, found),
       stacked(filters_of(restored, group) for group in own),
       stacked(masks[group.name] for group in own),
       numbers.keep[jnp.array(places)],

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxzoo.compress.turns import after
+
 
 class RankLoss(NamedTuple):
   """Of each matrix of a stack.
@@ -98,7 +100,7 @@ def rank_gradients(
   losses, grads = [], [None] * len(kernels)
   for members in groups.values():
     stack = jnp.stack([oriented[i][0] for i in members])
-    found = rank_loss(stack, delta)
+    found = rank_loss(after(stack, losses[-1]) if losses else stack, delta)
     losses.append(found.loss)
     for i, grad in zip(members, found.grad, strict=True):
       straight = oriented[i][1]
