@@ -7,6 +7,9 @@ its size, whose last map and logits are denoised towards the teacher's.
 
     --config=configs/diffkd.py:baseline   vanilla distillation, as
                                            configs/distillation.py has it
+    --config=configs/diffkd.py:folder \\
+        --config.data.root=DIR             your pictures; also ,size=PIXELS and
+                                           ,model=NAME,teacher=NAME
     --config=configs/diffkd.py:resnet18   ImageNet: ResNet-34 to ResNet-18;
                                            also ,model=NAME,teacher=NAME
     --config=configs/diffkd.py:strong     ImageNet, 450 epochs, from a strong
@@ -28,6 +31,6 @@ def get_config(variant=''):
     return config
   # [code] All weights 1; the last map, encoded where it is published, and the
   # logits. ResNet-34 to ResNet-18: 72.20 %.
-  channels = {'': 0, 'tiny': 16}.get(name, 1024)
+  channels = {'': 0, 'folder': 0, 'tiny': 16}.get(name, 1024)
   config.distill = dict(diffkd=dict(weight=1.0, code_channels=channels))
   return config

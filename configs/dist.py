@@ -7,6 +7,9 @@ its size with the labels and the relations between the teacher's probabilities.
 
     --config=configs/dist.py:baseline   vanilla distillation, as
                                          configs/distillation.py has it
+    --config=configs/dist.py:folder \\
+        --config.data.root=DIR           your pictures; also ,size=PIXELS and
+                                         ,model=NAME,teacher=NAME
     --config=configs/dist.py:resnet18   ImageNet: ResNet-34 to ResNet-18;
                                          also ,model=NAME,teacher=NAME: with
                                          mobilenet_v1 and resnet50 73.2 %
@@ -25,11 +28,11 @@ PUBLISHED = ('resnet18', 'strong', 'swin_tiny')
 
 def get_config(variant=''):
   variants = {'': demo, 'baseline': baseline, 'tiny': tiny}
-  variants |= {name: published for name in PUBLISHED}
+  variants |= {name: published for name in PUBLISHED} | {'folder': folder}
   make, options = configuration.choose_variant(
-    variant, variants, ['model', 'teacher']
+    variant, variants, ['model', 'teacher', 'size']
   )
-  return make(variant) if make is published else make(**options)
+  return make(variant) if make in (published, folder) else make(**options)
 
 
 def common(base, **options):
@@ -53,6 +56,10 @@ def baseline():
 
 def tiny():
   return common('tiny', weight=2.0, temperature=1.0)
+
+
+def folder(variant):
+  return common(variant, weight=2.0, temperature=1.0)
 
 
 def published(variant):

@@ -8,6 +8,11 @@ probabilities. What papers take from a teacher beside them are other terms of
 `config.distill`: see configs/{dist,diffkd}.py.
 
     --config=configs/distillation.py:baseline   the student without a teacher
+    --config=configs/distillation.py:folder \\
+        --config.data.root=DIR                  your pictures, as of
+                                                configs/classification.py; also
+                                                ,size=PIXELS and
+                                                ,model=NAME,teacher=NAME
     --config=configs/distillation.py:resnet18   ImageNet: ResNet-34 to
                                                 ResNet-18; also
                                                 ,model=NAME,teacher=NAME
@@ -22,6 +27,7 @@ a published one with --config.teacher.weights=resnet34.pth.
 import ml_collections
 
 from jaxzoo import catalog, configuration
+from jaxzoo.errors import UserError
 from jaxzoo.stages import stage
 
 
@@ -30,12 +36,13 @@ def get_config(variant=''):
     '': demo,
     'baseline': baseline,
     'tiny': tiny,
+    'folder': folder,
     'resnet18': resnet18,
     'strong': strong,
     'swin_tiny': swin_tiny,
   }
   make, options = configuration.choose_variant(
-    variant, variants, ['model', 'teacher']
+    variant, variants, ['model', 'teacher', 'size']
   )
   return make(**options)
 
@@ -66,17 +73,20 @@ def common(base, teacher):
   return config
 
 
-def small(base, name):
+def small(name, inherit=()):
   """A student of a quarter of the teacher's size, which is trained first."""
-  config = common(base, catalog.get_config(name))
+  config = common(name, catalog.get_config(name))
   config.model_options.width //= 2
-  config.stages.teacher = stage(name)
+  config.stages.teacher = stage(name, inherit=inherit)
   return config
 
 
 def demo():
+  return softened(small('classification'))
+
+
+def softened(config):
   """[chosen] Weights and temperature of the baseline in DIST's released code."""
-  config = small('classification', 'classification')
   config.loss.label_smoothing = 0.0
   config.loss.base_weight = 0.9
   config.distill.kd = dict(weight=1.0, temperature=4.0)
@@ -92,13 +102,34 @@ def baseline():
 
 
 def tiny():
-  config = small('classification:tiny', 'classification:tiny')
+  config = small('classification:tiny')
   config.model_options.width *= 2  # the teacher's: it learns in few steps
   config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
   config.data.random_erase = 0.0
   config.optim.lr = 2e-2
   config.distill.kd = dict(weight=1.0, temperature=4.0)
   return config
+
+
+def folder(model='', teacher='', size=''):
+  """Networks as in the demo, or any two."""
+  # The teacher sees the pictures of the run that stands on it.
+  own = ('data.root', 'num_classes')
+  if bool(model) != bool(teacher):
+    raise UserError('folder: name both networks, model=NAME,teacher=NAME')
+  if not model:
+    return softened(small(pictures('', size), own))
+  name = pictures(teacher, size)
+  config = common(pictures(model, size), catalog.get_config(name))
+  config.stages.teacher = stage(name, inherit=own)
+  return softened(config)
+
+
+def pictures(model, size):
+  """The config of a classifier of pictures in folders."""
+  options = (('model', model), ('size', size))
+  given = [f',{key}={value}' for key, value in options if value]
+  return 'classification:folder' + ''.join(given)
 
 
 def imagenet(base, model, teacher):

@@ -153,7 +153,7 @@ _ENTRIES = (
     "distillation by denoising the student's features",
     'arXiv 2305.15712, NeurIPS 2023',
     'distillation',
-    ('baseline', 'tiny', 'resnet18', 'strong', 'swin_tiny'),
+    ('baseline', 'tiny', 'folder', 'resnet18', 'strong', 'swin_tiny'),
     system='distillation',
   ),
   Entry(
@@ -161,7 +161,7 @@ _ENTRIES = (
     'distillation from a stronger teacher by correlation',
     'arXiv 2205.10536, NeurIPS 2022',
     'distillation',
-    ('baseline', 'tiny', 'resnet18', 'strong', 'swin_tiny'),
+    ('baseline', 'tiny', 'folder', 'resnet18', 'strong', 'swin_tiny'),
     system='distillation',
   ),
   Entry(
@@ -169,7 +169,7 @@ _ENTRIES = (
     'knowledge distillation with any teacher and student',
     'arXiv 1503.02531',
     'distillation',
-    ('baseline', 'tiny', 'resnet18', 'strong', 'swin_tiny'),
+    ('baseline', 'tiny', 'folder', 'resnet18', 'strong', 'swin_tiny'),
   ),
   Entry(
     'distillvlm',

@@ -182,6 +182,10 @@ def test_two_readings_are_independent(name):
       'write model=VALUE',
     ),
     (
+      lambda: catalog.get_config('dist:folder,model=resnet18'),
+      'name both networks',
+    ),
+    (
       lambda: catalog.part(catalog.DATA, 'person', 'data.kind'),
       "data.kind: no 'person'; did you mean person_retrieval",
     ),
@@ -307,10 +311,10 @@ def test_value_that_no_run_can_have_is_an_error(field, value, words):
     configuration.check(config)
 
 
-@pytest.mark.parametrize('slug', catalog.list_systems())
-def test_teacher_of_a_demo_is_the_network_of_its_stage(slug):
-  """Otherwise the first minutes of the demo are lost."""
-  config = catalog.get_config(slug)
+@each_config
+def test_teacher_is_the_network_of_its_stage(name):
+  """Otherwise the first minutes of the run are lost."""
+  config = catalog.get_config(name)
   if 'teacher' not in config or 'teacher' not in config.get('stages', {}):
     return
   stage = catalog.get_config(config.stages.teacher.config)
