@@ -43,7 +43,7 @@ def common(base):
     pruned='conv1$',  # channel groups whose filters have gates; '': none
     filters_per_group=4,
     cost_weight=0.05,  # lambda
-    target_bits=0,  # whose uniform network's cost is aimed at; 0: none
+    target_bits=0.0,  # whose uniform network's cost is aimed at; 0: none
     gain=0.0,  # of the controller of lambda
     weight_bits=8,  # before a search, or without one
     activation_bits=8,
@@ -77,7 +77,7 @@ def demo():
   config = common('')
   small(config)
   config.quant.pretrain_epochs, config.quant.search_epochs = 5.0, 3.0
-  config.quant.target_bits = 4
+  config.quant.target_bits = 4.0
   config.quant.gain = 0.02
   config.log_steps = 25
   return config
@@ -94,7 +94,7 @@ def tiny():
   """Seconds: to see that everything works, and for the tests."""
   config = common('tiny')
   config.quant.search_epochs = 2.0
-  config.quant.target_bits = 4
+  config.quant.target_bits = 4.0
   config.quant.gain = 0.1
   config.loss.update(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
   return config

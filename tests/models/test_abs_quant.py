@@ -52,7 +52,7 @@ def config_of(**overrides):
         pruned='conv1$',
         filters_per_group=4,
         cost_weight=0.5,
-        target_bits=4,
+        target_bits=4.0,
         gain=0.1,
         weight_bits=8,
         activation_bits=8,
@@ -236,6 +236,18 @@ def test_uniform_bits_cost_what_the_target_says():
   assert setting.target == pytest.approx((sum(ends) + sum(inner)) / whole)
   cost = quantized.bit_cost(layers, setting.start)
   assert float(cost) == pytest.approx(setting.target)
+  # As many as 4 bits of weights and 2 of activations take.
+  mixed = bits.make_setting(
+    config_of(
+      **{
+        'quant.target_bits': 8**0.5,
+        'quant.weight_bits': 4,
+        'quant.activation_bits': 2,
+      }
+    )
+  )
+  cost = quantized.bit_cost(layers, mixed.start)
+  assert float(cost) == pytest.approx(mixed.target)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ the search: bits by layer, channels, integer weights. See `abs_quant.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxzoo.compress import superbit
 from jaxzoo.errors import UserError
 from jaxzoo.models.layers import quantized
-from jaxzoo.models.layers.quantized import Gates
+from jaxzoo.models.layers.quantized import Gates, Layer
 from jaxzoo.models.supervised import classification
 from jaxzoo.weights import layout
 
@@ -101,10 +101,6 @@ def make_setting(config) -> Setting:
   uniform = lambda weight, activation: quantized.uniform_gates(
     layers, pruned, fields.filters_per_group, weight, activation, bits
   )
-  target = 0.0
-  if fields.target_bits:
-    at = uniform(fields.target_bits, fields.target_bits)
-    target = float(quantized.bit_cost(layers, at, bits))
   return Setting(
     built.module,
     layers,
@@ -112,9 +108,21 @@ def make_setting(config) -> Setting:
     fields.filters_per_group,
     bits,
     uniform(fields.weight_bits, fields.activation_bits),
-    target,
+    uniform_cost(layers, fields.target_bits, bits)
+    if fields.target_bits
+    else 0.0,
     make_plan(config),
   )
+
+
+def uniform_cost(layers: Sequence[Layer], width: float, bits) -> float:
+  """`bit_cost` of one number of bits, which need not be one of `bits`.
+
+  The first and the last layer have the most that there are.
+  """
+  widths = [max(bits) if layer.ends else width for layer in layers]
+  cost = sum(x.macs * w * w for x, w in zip(layers, widths, strict=True))
+  return cost / (32 * 32 * sum(layer.macs for layer in layers))
 
 
 def stage_of(steps, plan: Plan):
