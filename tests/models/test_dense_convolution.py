@@ -34,9 +34,14 @@ def test_gradients_are_those_of_the_convolution(kind, monkeypatch):
     return result, *pull(jax.numpy.cos(result))
 
   want = result_and_gradients(dense_convolution.native)
+  monkeypatch.setattr(dense_convolution, 'gains', lambda *_: True)
+  found = []
   for block in BLOCKS:
     monkeypatch.setattr(dense_convolution, 'BLOCK_BYTES', block)
-    got = result_and_gradients(dense_convolution.convolution)
+    found.append(result_and_gradients(dense_convolution.convolution))
+  monkeypatch.setattr(dense_convolution, 'gains', lambda *_: False)
+  found.append(result_and_gradients(dense_convolution.convolution))
+  for got in found:
     for ours, theirs in zip(got, want, strict=True):
       assert ours.dtype == theirs.dtype
       np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -51,26 +56,38 @@ def test_blocks_are_as_large_as_fit():
   assert block(8, 7, 0) == (1, 1)
 
 
-def is_ours(layer, x):
-  program = jax.make_jaxpr(
-    lambda x: layer.init_with_output(jax.random.key(0), x)[0]
-  )(x)
-  return 'custom_vjp' in str(program)
-
-
-def test_a_layer_takes_it_on_one_cpu_in_float32_where_there_is_much_to_do():
-  conv = lambda size, **options: convolution.conv(
-    32, size, name='conv', **options
+def program_of(layer, x) -> str:
+  return str(
+    jax.make_jaxpr(
+      lambda x: jax.grad(
+        lambda v: (layer.apply(v, x) ** 2).astype(jax.numpy.float32).sum()
+      )(layer.init(jax.random.key(0), x))
+    )(x)
   )
+
+
+def conv(size, **options):
+  return convolution.conv(32, size, name='conv', **options)
+
+
+def test_a_layer_takes_blocks_in_float32_where_there_is_much_to_do():
+  blocks = lambda *args: 'scan[' in program_of(*args)
   large = np.zeros((8, 32, 32, 32), np.float32)
-  small = large[:1, :8, :8]
-  assert is_ours(conv(3), large)
-  assert not is_ours(conv(3), small)
-  assert is_ours(conv(1), small)
-  assert not is_ours(conv(3, dtype='bfloat16'), large)
-  assert not is_ours(conv(3, groups=2), large)
+  assert blocks(conv(3), large)
+  assert not blocks(conv(3), large[:1, :8, :8])
+  assert not blocks(conv(3, dtype='bfloat16'), large)
+
+
+def test_gradients_have_the_axes_of_the_forward_pass_on_one_cpu():
+  """Others are slow inside of the loops and branches of a program."""
+  x = np.zeros((2, 8, 8, 32), np.float32)
+  forward = 'ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1)'
+  specs = lambda *args: program_of(*args).count('lhs_spec')
+  plain = lambda *args: program_of(*args).count(forward)
+  assert specs(conv(3), x) == plain(conv(3), x) > 1
+  assert plain(conv(3, groups=2), x) < specs(conv(3, groups=2), x)
   with jax.set_mesh(make_mesh({'data': 8})):
-    assert not is_ours(conv(3), large)
+    assert plain(conv(3), x) < specs(conv(3), x)
 
 
 def test_examples_can_be_mapped_over():

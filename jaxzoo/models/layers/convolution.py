@@ -90,8 +90,7 @@ def convolve(
   )
   if kernel.shape[2:] == (1, x.shape[-1]) and feature_group_count > 1:
     return depthwise(x, kernel, form)
-  dense = feature_group_count == 1
-  if dense and one_cpu() and dense_convolution.gains(x, kernel, form):
+  if feature_group_count == 1 and one_cpu():
     return dense_convolution.convolution(x, kernel, form)
   return lax.conv_general_dilated(
     x,

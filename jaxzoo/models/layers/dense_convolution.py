@@ -1,11 +1,16 @@
-"""Convolution over all channels, whose kernel is learned fast on CPUs too.
+"""Convolution over all channels, whose gradients are fast on CPUs too.
 
 XLA's CPU compiler computes the gradient with respect to a kernel as a
 convolution with a kernel as large as the map, which takes several times as long
-as the forward pass. Here it is a matrix product: of what the kernel sees of a
-block of places, side by side, with the gradient there. A block is small enough
-to stay in the cache of a core, and a loop adds the products up. (What the gain
-is: docs/performance.md, `python -m jaxzoo.bench.formulations convolution`.)
+as the forward pass. Where there is much to do it is a matrix product here: of
+what the kernel sees of a block of places, side by side, with the gradient there.
+A block is small enough to stay in the cache of a core, and a loop adds the
+products up.
+
+Other gradients are convolutions with the axes where the forward pass has them.
+The compiler brings those of `jax.grad` into that form as well, but not inside of
+loops and branches, where they are up to 30 times slower. (What both gain is in
+docs/performance.md: `python -m jaxzoo.bench.formulations convolution`.)
 """
 
 import functools
@@ -70,7 +75,7 @@ def native(x, kernel, form: Form):
 
 
 def gains(x, kernel, form: Form) -> bool:
-  """Whether this is worth its compilation: products of some size.
+  """Whether blocks are worth their compilation: products of some size.
 
   In float32; CPUs that multiply bfloat16 have kernels of their own for it.
   """
@@ -91,14 +96,71 @@ def _keep(x, kernel, form):
 
 def _backward(form, kept, grad):
   x, kernel = kept
-  _, pull = jax.vjp(lambda x: native(x, kernel, form), x)
-  return *pull(grad), kernel_gradient(x, grad, kernel.shape, form)
+  by_kernel = by_blocks if gains(x, kernel, form) else by_convolution
+  return (
+    input_gradient(grad, kernel, x.shape, form),
+    by_kernel(x, grad, kernel.shape, form),
+  )
 
 
 convolution.defvjp(_keep, _backward)
 
 
-def kernel_gradient(
+def input_gradient(
+  grad: Float[Array, 'b h2 w2 o'],
+  kernel: Float[Array, 'k l i o'],
+  shape: tuple[int, int, int, int],
+  form: Form,
+) -> Float[Array, 'b h w i']:
+  """The gradient, spread out by the strides, by the kernel turned around.
+
+  Args:
+    grad: with respect to the result.
+    kernel: of the convolution.
+    shape: of what was convolved.
+    form: of the convolution.
+  """
+  padding = []
+  for axis, (before, _) in enumerate(form.padding):
+    reach = form.dilation[axis] * (kernel.shape[axis] - 1)
+    spread = form.strides[axis] * (grad.shape[1 + axis] - 1)
+    first = reach - before
+    padding.append((first, shape[1 + axis] - 1 + reach - spread - first))
+  return lax.conv_general_dilated(
+    grad,
+    kernel[::-1, ::-1].swapaxes(2, 3),
+    (1, 1),
+    padding,
+    lhs_dilation=form.strides,
+    rhs_dilation=form.dilation,
+    dimension_numbers=NUMBERS,
+  )
+
+
+def by_convolution(
+  x: Float[Array, 'b h w i'],
+  grad: Float[Array, 'b h2 w2 o'],
+  shape: tuple[int, int, int, int],
+  form: Form,
+) -> Float[Array, 'k l i o']:
+  """As `by_blocks`, by a convolution over places that sums over images."""
+  padding = []
+  for axis, (before, _) in enumerate(form.padding):
+    reach = form.dilation[axis] * (shape[axis] - 1)
+    spread = form.strides[axis] * (grad.shape[1 + axis] - 1)
+    padding.append((before, reach + spread + 1 - x.shape[1 + axis] - before))
+  found = lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0),
+    grad.transpose(1, 2, 0, 3),
+    form.dilation,
+    padding,
+    rhs_dilation=form.strides,
+    dimension_numbers=NUMBERS,
+  )
+  return found.transpose(1, 2, 0, 3)
+
+
+def by_blocks(
   x: Float[Array, 'b h w i'],
   grad: Float[Array, 'b h2 w2 o'],
   shape: tuple[int, int, int, int],
