@@ -33,7 +33,7 @@ def common(base, model):
   card = model_card(model)
   config.model, config.model_options = model, {}
   config.mean, config.std = card.mean, card.std
-  config.num_classes = 1000  # of the published network; none is made
+  config.num_classes = 0  # no classifier; identities play no part
   config.in_chans = 3
   config.output_dim = config.towers.output_dim
   config.text = dict(

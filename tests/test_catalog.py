@@ -322,3 +322,12 @@ def test_teacher_is_the_network_of_its_stage(name):
     return
   assert config.teacher.model == stage.model
   assert config.teacher.model_options == stage.model_options
+
+
+@pytest.mark.parametrize('slug', catalog.list_systems())
+def test_demo_has_a_class_for_every_identity_of_its_people(slug):
+  """Its data would be refused; only the tiny ones are trained here."""
+  config = catalog.get_config(slug)
+  if config.data.kind == 'person_retrieval':
+    people = config.data.embedded.train_identities
+    assert config.num_classes == 0 or config.num_classes >= people

@@ -8,6 +8,8 @@ times, on one map of a published size and in alternating rounds:
     convolution     the gradient to the kernel by matrix products, by
                     `lax.conv_general_dilated`
     bottleneck      the same of 1x1
+    loop            3x3 on a map too small for that, half of the images at a
+                    time, by `lax.conv_general_dilated`
     depthwise       a sum of shifts, by `lax.conv_general_dilated` in groups
     local_filter    ELSA: a sum of shifts, by copies of all neighbourhoods
     windows         Swin: reshapes, by gathers with an index for each place
@@ -79,6 +81,23 @@ def bottleneck(batch: int) -> Pair:
   """1x1 from 64 to 256 channels on 56x56, as in ResNet-50."""
   shapes = (batch, 56, 56, 64), (1, 1, 64, 256)
   return convolution_pair(dense.convolution, dense.native, *shapes)
+
+
+def loop(batch: int) -> Pair:
+  """3x3 on 7x7x256, in a loop as that over the parts of a batch."""
+  if batch % 2:
+    raise UserError(f'loop: --batch_size={batch} does not divide by 2')
+  shapes = (batch, 7, 7, 256), (3, 3, 256, 256)
+  pair = convolution_pair(dense.convolution, dense.native, *shapes)
+
+  def in_halves(function):
+    def halves(x, kernel):
+      parts = x.reshape(2, batch // 2, *x.shape[1:])
+      return lax.map(lambda part: function(part, kernel), parts)
+
+    return halves
+
+  return pair._replace(ours=in_halves(pair.ours), plain=in_halves(pair.plain))
 
 
 def depthwise(batch: int) -> Pair:
@@ -154,6 +173,7 @@ def stvit(batch: int) -> Pair:
 PAIRS = {
   'convolution': convolution,
   'bottleneck': bottleneck,
+  'loop': loop,
   'depthwise': depthwise,
   'local_filter': elsa,
   'windows': swin,

@@ -60,7 +60,7 @@ def make_backbone(
   """
   if model_card(config.model).text_length:
     raise UserError(f'model={config.model}: it takes texts and has no classes')
-  if config.num_classes < 1:
+  if num_classes is None and config.num_classes < 1:
     raise UserError(f'num_classes={config.num_classes}: it must be at least 1')
 
   def make(**options):
