@@ -22,6 +22,7 @@ those of all cores of the process, which other load does not change.
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,14 +86,13 @@ def bottleneck(batch: int) -> Pair:
 
 def loop(batch: int) -> Pair:
   """3x3 on 7x7x256, in a loop as that over the parts of a batch."""
-  if batch % 2:
-    raise UserError(f'loop: --batch_size={batch} does not divide by 2')
+  count = math.gcd(batch, 2)
   shapes = (batch, 7, 7, 256), (3, 3, 256, 256)
   pair = convolution_pair(dense.convolution, dense.native, *shapes)
 
   def in_halves(function):
     def halves(x, kernel):
-      parts = x.reshape(2, batch // 2, *x.shape[1:])
+      parts = x.reshape(count, batch // count, *x.shape[1:])
       return lax.map(lambda part: function(part, kernel), parts)
 
     return halves
