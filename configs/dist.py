@@ -27,12 +27,13 @@ PUBLISHED = ('resnet18', 'strong', 'swin_tiny')
 
 
 def get_config(variant=''):
-  variants = {'': demo, 'baseline': baseline, 'tiny': tiny}
-  variants |= {name: published for name in PUBLISHED} | {'folder': folder}
+  variants = {'baseline': baseline}
+  variants |= {name: ours for name in ('', 'tiny', 'folder')}
+  variants |= {name: published for name in PUBLISHED}
   make, options = configuration.choose_variant(
     variant, variants, ['model', 'teacher', 'size']
   )
-  return make(variant) if make in (published, folder) else make(**options)
+  return make(**options) if make is baseline else make(variant)
 
 
 def common(base, **options):
@@ -44,22 +45,14 @@ def common(base, **options):
   return config
 
 
-def demo():
-  return common('', weight=2.0, temperature=1.0)
+def ours(variant):
+  return common(variant, weight=2.0, temperature=1.0)
 
 
 def baseline():
   config = catalog.get_config('distillation').unlock()
   config.system = 'dist'
   return config
-
-
-def tiny():
-  return common('tiny', weight=2.0, temperature=1.0)
-
-
-def folder(variant):
-  return common(variant, weight=2.0, temperature=1.0)
 
 
 def published(variant):

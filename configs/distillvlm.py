@@ -30,13 +30,10 @@ from jaxzoo import configuration
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.stages import stage
 
-# What the student takes: weights of attention, hidden states and logits. A small
-# student that sees far less than its teacher cannot follow as closely.
-TERMS = {
-  'all': {'small': (1.0, 0.1, 1.0), 'paper': (10.0, 1.0, 1.0)},
-  'logits': {'small': (0.0, 0.0, 1.0), 'paper': (0.0, 0.0, 1.0)},
-  'none': {'small': (0.0, 0.0, 0.0), 'paper': (0.0, 0.0, 0.0)},
-}
+# What the student takes of attention, hidden states and logits, and the weights.
+# A small student that sees far less than its teacher cannot follow as closely.
+TERMS = {'all': (1, 1, 1), 'logits': (0, 0, 1), 'none': (0, 0, 0)}
+WEIGHTS = {'small': (1.0, 0.1, 1.0), 'paper': (10.0, 1.0, 1.0)}
 # What the runs that come first have of the one that stands on them.
 INHERITED = (
   'data.root',
@@ -247,7 +244,8 @@ def adapted_stage(adapt):
 
 def distilled(config, size, terms, stage_name):
   """What the student takes, from the network that a stage has trained."""
-  weights = configuration.choose_variant(terms, TERMS)[0][size]
+  taken, _ = configuration.choose_variant(terms, TERMS)
+  weights = [a * b for a, b in zip(taken, WEIGHTS[size], strict=True)]
   fields = config.distill
   fields.attention, fields.hidden, fields.logits = weights
   if any(weights):

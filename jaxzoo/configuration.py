@@ -1,6 +1,7 @@
 """Configs from the command line: variants, overrides, and errors that help."""
 
 import ast
+import inspect
 import operator
 from collections.abc import Iterable, Mapping
 
@@ -155,7 +156,8 @@ def choose_variant(variant: str, variants: Mapping, options: Iterable = ()):
     (variants[NAME], {option: value}).
 
   Raises:
-    UserError: unknown variant or option, with the nearest names.
+    UserError: unknown variant or option, with the nearest names, or an option
+      that the variant does not take.
   """
   name, *rest = variant.split(',')
   if name not in variants:
@@ -171,7 +173,23 @@ def choose_variant(variant: str, variants: Mapping, options: Iterable = ()):
     if not equals:
       raise UserError(f'variant {variant!r}: write {key}=VALUE')
     chosen[key] = value
+  _check_taken(name, variants[name], chosen)
   return variants[name], chosen
+
+
+def _check_taken(name: str, make, chosen: Mapping) -> None:
+  """Raises UserError where a variant's function lacks a chosen option.
+
+  One that takes the whole variant looks at its options itself.
+  """
+  if not chosen or not callable(make):
+    return
+  taken = inspect.signature(make).parameters
+  if 'variant' in taken:
+    return
+  for key in chosen:
+    if key not in taken:
+      raise UserError(f'variant {name!r} takes no option {key!r}')
 
 
 def parse(arguments: Iterable[str]):

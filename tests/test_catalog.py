@@ -182,6 +182,10 @@ def test_two_readings_are_independent(name):
       'write model=VALUE',
     ),
     (
+      lambda: catalog.get_config('dist:resnet18,size=32'),
+      "'resnet18' takes no option 'size'",
+    ),
+    (
       lambda: catalog.get_config('dist:folder,model=resnet18'),
       'name both networks',
     ),

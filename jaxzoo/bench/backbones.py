@@ -300,9 +300,7 @@ def backbones(argv) -> None:
   add('--no_torch', action='store_true', help='ours alone')
   add('--json', metavar='FILE', help='write the numbers')
   arguments = parser.parse_args(argv)
-  for name in ('batch_size', 'steps', 'rounds', 'warmup'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'batch_size', 'steps', 'rounds', 'warmup')
   settings = Settings(
     arguments.batch_size,
     arguments.dtype,

@@ -10,6 +10,7 @@ process to the end of its first step, by parts, and those of reading the
 checkpoint back.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -17,22 +18,22 @@ import time
 
 import jax
 
-from jaxzoo import catalog, main
 from jaxzoo.bench import command
 from jaxzoo.bench.synthetic import synthetic_batch
-from jaxzoo.errors import UserError
-from jaxzoo.train import loop
+from jaxzoo.bench.train_step import compile_program
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.checkpoint import Checkpoints
 
 
 def since_start() -> float:
-  """Seconds since this process was started."""
+  """Seconds since this process was started; outside of Linux, its CPU time."""
+  if not os.path.exists('/proc/uptime'):
+    return time.process_time()
   with open('/proc/self/stat') as file:
     ticks = int(file.read().rpartition(')')[2].split()[19])
   with open('/proc/uptime') as file:
     uptime = float(file.read().split()[0])
-  return uptime - ticks / 100  # USER_HZ, 100 on every Linux that runs JAX
+  return uptime - ticks / os.sysconf('SC_CLK_TCK')
 
 
 def measure(config, directory, *, steps: int, saves: int) -> dict:
@@ -53,16 +54,7 @@ def measure(config, directory, *, steps: int, saves: int) -> dict:
   """
   told = {'started': since_start()}
   batch = synthetic_batch(config)
-  mesh = meshes.make_mesh(config.mesh)
-  meshes.check_batch(config.batch_size, mesh, config.microbatches)
-  system = main.create_system(config, total_steps=1000, steps_per_epoch=100)
-  program = loop.compile_system(
-    system,
-    jax.random.key(config.seed),
-    meshes.abstract_batch(batch, mesh),
-    mesh,
-    catalog.sharding(config),
-  )
+  program, _, mesh = compile_program(config, batch)
   told['compiled'] = since_start()
   state = jax.block_until_ready(program.init())
   told['initialised'] = since_start()
@@ -116,9 +108,7 @@ def checkpoint(argv) -> None:
   add('--saves', type=int, default=5, help='(%(default)s)')
   add('--directory', help='where to write; default: a temporary folder')
   arguments, config = command.parse(parser, argv)
-  for name in ('steps', 'saves'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'steps', 'saves')
   with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
     found = measure(
       config, folder, steps=arguments.steps, saves=arguments.saves

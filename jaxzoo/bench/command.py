@@ -51,6 +51,13 @@ def parse(parser: argparse.ArgumentParser, argv):
   return arguments, config
 
 
+def require_positive(arguments, *names: str) -> None:
+  """Raises UserError where one of these options is below 1."""
+  for name in names:
+    if getattr(arguments, name) < 1:
+      raise UserError(f'--{name} must be at least 1')
+
+
 def write_json(path: str, result: dict) -> None:
   """Writes the numbers.
 

@@ -30,7 +30,6 @@ from jaxzoo.bench import command
 from jaxzoo.bench.synthetic import synthetic_batch
 from jaxzoo.bench.train_step import alternate, compile_step, speedup, summarize
 from jaxzoo.compress import make_refresh, options, select_top, sparsify
-from jaxzoo.errors import UserError
 
 PARTS = ('step', 'selection', 'rpg')
 INTERVAL, BATCH = 100, 1024  # of RPG's published recipe
@@ -178,9 +177,7 @@ def compress(argv) -> None:
   add('--batch_size', type=int, default=8, help='for rpg (%(default)s)')
   add('--json', metavar='FILE', help='write the numbers')
   arguments = parser.parse_args(argv)
-  for name in ('rounds', 'steps', 'scores', 'batch_size'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'rounds', 'steps', 'scores', 'batch_size')
   result = {'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
   if 'step' in arguments.parts:
     config, _ = configuration.parse([f'--config={arguments.config}'])

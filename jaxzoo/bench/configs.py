@@ -31,7 +31,6 @@ from jaxzoo.bench.train_step import (
   speedup,
   summarize,
 )
-from jaxzoo.errors import UserError
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.flops import count_flops
 
@@ -130,9 +129,7 @@ def compare(argv) -> None:
   add('--rounds', type=int, default=5, help='(%(default)s)')
   add('--warmup', type=int, default=2, help='steps before (%(default)s)')
   arguments, config = command.parse(parser, argv)
-  for name in ('steps', 'rounds', 'warmup'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'steps', 'rounds', 'warmup')
   other, _ = configuration.parse([f'--config={arguments.against}'])
   other = other.copy_and_resolve_references().unlock()
   other.batch_size, other.dtype = config.batch_size, config.dtype

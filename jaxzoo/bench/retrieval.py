@@ -15,7 +15,6 @@ import time
 import numpy as np
 
 from jaxzoo.bench import command
-from jaxzoo.errors import UserError
 from jaxzoo.eval.retrieval import rank, retrieval_metrics
 
 
@@ -69,9 +68,7 @@ def retrieval(argv) -> None:
   add('--tile', type=int, default=256, help='queries at a time (%(default)s)')
   add('--json', metavar='FILE', help='write the numbers')
   arguments = parser.parse_args(argv)
-  for name in ('queries', 'gallery', 'dim', 'tile'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'queries', 'gallery', 'dim', 'tile')
   found = measure(
     arguments.queries, arguments.gallery, arguments.dim, arguments.tile
   )

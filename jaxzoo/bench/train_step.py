@@ -30,7 +30,6 @@ from jaxzoo import catalog, main
 from jaxzoo.bench import command, torch_process
 from jaxzoo.bench.synthetic import synthetic_batch
 from jaxzoo.bench.torch_process import Timing, clock, since
-from jaxzoo.errors import UserError
 from jaxzoo.train import loop
 from jaxzoo.train import mesh as meshes
 from jaxzoo.train.flops import training_flops
@@ -64,13 +63,12 @@ class Compiled(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def compile_step(config, batch: dict) -> Compiled:
-  """Compiles the step as `jaxzoo.main` does, and makes a state to run it on."""
+def compile_program(config, batch: dict):
+  """(program, system, mesh): the step as `jaxzoo.main` compiles it."""
   mesh = meshes.make_mesh(config.mesh)
   meshes.check_batch(config.batch_size, mesh, config.microbatches)
   # The length of the run changes the table of the rates alone.
   system = main.create_system(config, total_steps=1000, steps_per_epoch=100)
-  started = time.perf_counter()
   program = loop.compile_system(
     system,
     jax.random.key(config.seed),
@@ -78,6 +76,13 @@ def compile_step(config, batch: dict) -> Compiled:
     mesh,
     catalog.sharding(config),
   )
+  return program, system, mesh
+
+
+def compile_step(config, batch: dict) -> Compiled:
+  """The compiled step, with a state to run it on."""
+  started = time.perf_counter()
+  program, system, mesh = compile_program(config, batch)
   seconds = time.perf_counter() - started
   state = program.init()
   return Compiled(
@@ -298,9 +303,7 @@ def train_step(argv) -> None:
     help='of one device, for the MFU (default: of the known accelerators)',
   )
   arguments, config = command.parse(parser, argv)
-  for name in ('steps', 'rounds', 'warmup'):
-    if getattr(arguments, name) < 1:
-      raise UserError(f'--{name} must be at least 1')
+  command.require_positive(arguments, 'steps', 'rounds', 'warmup')
   result = measure(
     config,
     steps=arguments.steps,

@@ -120,12 +120,10 @@ def input_gradient(
     shape: of what was convolved.
     form: of the convolution.
   """
-  padding = []
-  for axis, (before, _) in enumerate(form.padding):
-    reach = form.dilation[axis] * (kernel.shape[axis] - 1)
-    spread = form.strides[axis] * (grad.shape[1 + axis] - 1)
-    first = reach - before
-    padding.append((first, shape[1 + axis] - 1 + reach - spread - first))
+  padding = [
+    (reach - before, size - 1 - spread + before)
+    for before, reach, spread, size in _extents(form, kernel.shape, grad, shape)
+  ]
   return lax.conv_general_dilated(
     grad,
     kernel[::-1, ::-1].swapaxes(2, 3),
@@ -137,6 +135,22 @@ def input_gradient(
   )
 
 
+def _extents(form: Form, kernel_shape, grad, shape):
+  """(padding before, of the kernel, of the strided places, size) by axis.
+
+  From first to last, of what is convolved (of this `shape`).
+  """
+  return [
+    (
+      form.padding[i][0],
+      form.dilation[i] * (kernel_shape[i] - 1),
+      form.strides[i] * (grad.shape[1 + i] - 1),
+      shape[1 + i],
+    )
+    for i in range(2)
+  ]
+
+
 def by_convolution(
   x: Float[Array, 'b h w i'],
   grad: Float[Array, 'b h2 w2 o'],
@@ -144,11 +158,10 @@ def by_convolution(
   form: Form,
 ) -> Float[Array, 'k l i o']:
   """As `by_blocks`, by a convolution over places that sums over images."""
-  padding = []
-  for axis, (before, _) in enumerate(form.padding):
-    reach = form.dilation[axis] * (shape[axis] - 1)
-    spread = form.strides[axis] * (grad.shape[1 + axis] - 1)
-    padding.append((before, reach + spread + 1 - x.shape[1 + axis] - before))
+  padding = [
+    (before, reach + spread + 1 - size - before)
+    for before, reach, spread, size in _extents(form, shape, grad, x.shape)
+  ]
   found = lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
     grad.transpose(1, 2, 0, 3),
