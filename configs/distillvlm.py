@@ -342,7 +342,7 @@ def paper_captions(terms='all', adapt='yes'):
 
 def tiny():
   """Seconds: to see that everything works, and for the tests."""
-  config = distilled(small('vqa'), 'small', 'all', '')
+  config = distilled(small('vqa'), 'paper', 'all', '')
   config.network = network(2, 16, 4, 0.1, 0.14)
   config.teacher.network = network(2, 32, 4, 0.1, 0.1)
   config.distill.queue_size = 64
