@@ -10,6 +10,7 @@ times, on one map of a published size and in alternating rounds:
     bottleneck      the same of 1x1
     loop            3x3 on a map too small for that, half of the images at a
                     time, by `lax.conv_general_dilated`
+    small           3x3 on a map smaller than that, by `lax.conv_general_dilated`
     depthwise       a sum of shifts, by `lax.conv_general_dilated` in groups
     local_filter    ELSA: a sum of shifts, by copies of all neighbourhoods
     windows         Swin: reshapes, by gathers with an index for each place
@@ -100,6 +101,12 @@ def loop(batch: int) -> Pair:
   return pair._replace(ours=in_halves(pair.ours), plain=in_halves(pair.plain))
 
 
+def small(batch: int) -> Pair:
+  """3x3 on 2x2x256, as where ResNet-18 ends on pictures of 64x64."""
+  shapes = (batch, 2, 2, 256), (3, 3, 256, 256)
+  return convolution_pair(dense.convolution, dense.native, *shapes)
+
+
 def depthwise(batch: int) -> Pair:
   """3x3 on 56x56x144, as in MobileNetV2."""
   shapes = (batch, 56, 56, 144), (3, 3, 1, 144)
@@ -174,6 +181,7 @@ PAIRS = {
   'convolution': convolution,
   'bottleneck': bottleneck,
   'loop': loop,
+  'small': small,
   'depthwise': depthwise,
   'local_filter': elsa,
   'windows': swin,

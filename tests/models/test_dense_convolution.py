@@ -1,5 +1,7 @@
 """A convolution with its gradients, however its places are cut into blocks."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -22,11 +24,22 @@ FORMS = {
 BLOCKS = (1, 6_000, 40_000, 2**20)
 
 
-@pytest.mark.parametrize('kind', FORMS)
-def test_gradients_are_those_of_the_convolution(kind, monkeypatch):
+# Of maps: larger than the kernels, and smaller.
+SIZES = ((12, 9), (4, 3))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'shape'),
+  [
+    *itertools.product(FORMS, SIZES[:1]),
+    *itertools.product(('plain', 'strided', 'stem', 'dilated'), SIZES[1:]),
+    ('plain', (2, 1)),
+  ],
+)
+def test_gradients_are_those_of_the_convolution(kind, shape, monkeypatch):
   size, form = FORMS[kind]
   rng = np.random.default_rng(0)
-  x = rng.standard_normal((4, 12, 9, 3), np.float32)
+  x = rng.standard_normal((4, *shape, 3), np.float32)
   kernel = rng.standard_normal((size, size, 3, 2), np.float32)
 
   def result_and_gradients(convolve):
@@ -88,6 +101,22 @@ def test_gradients_have_the_axes_of_the_forward_pass_on_one_cpu():
   assert plain(conv(3, groups=2), x) < specs(conv(3, groups=2), x)
   with jax.set_mesh(make_mesh({'data': 8})):
     assert plain(conv(3), x) < specs(conv(3), x)
+
+
+def test_a_map_smaller_than_the_kernel_stays_the_map():
+  """The compiler would convolve the kernel with it: many times slower."""
+  turned = lambda side: (
+    jax.jit(
+      lambda x, kernel: dense_convolution.convolution(
+        x, kernel, FORMS['plain'][1]
+      )
+    )
+    .lower(np.zeros((8, side, side, 16), 'f'), np.zeros((3, 3, 16, 16), 'f'))
+    .compile()
+    .as_text()
+    .count('rhs_reversal')
+  )
+  assert [turned(side) for side in (1, 2, 3, 4)] == [0] * 4
 
 
 def test_examples_can_be_mapped_over():

@@ -9,8 +9,12 @@ products up.
 
 Other gradients are convolutions with the axes where the forward pass has them.
 The compiler brings those of `jax.grad` into that form as well, but not inside of
-loops and branches, where they are up to 30 times slower. (What both gain is in
-docs/performance.md: `python -m jaxzoo.bench.formulations convolution`.)
+loops and branches, where they are up to 30 times slower.
+
+A map smaller than the kernel (the last ones of small pictures) it takes for the
+kernel, and the kernel for the map, in a form that runs 20 to 30 times slower: such
+maps have their zeros before they come to it. (What all this gains is in
+docs/performance.md: `python -m jaxzoo.bench.formulations convolution small`.)
 """
 
 import functools
@@ -59,11 +63,11 @@ def convolution(
     kernel: height, width, channels of x, channels of y.
     form: strides s, padding, dilation d.
   """
-  return native(x, kernel, form)
+  return _convolve(x, kernel, form)
 
 
 def native(x, kernel, form: Form):
-  """XLA's convolution, gradients included."""
+  """XLA's convolution and gradients, as they are."""
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -90,8 +94,28 @@ def gains(x, kernel, form: Form) -> bool:
   )
 
 
+def _convolve(x, kernel, form: Form, spread=(1, 1)):
+  """XLA's convolution of a map whose places are `spread` out by zeros.
+
+  Padding is a part of a convolution for the compiler, unless it is kept from
+  seeing that.
+  """
+  if math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
+    x = lax.optimization_barrier(pad_zeros(x, form.padding, spread))
+    form, spread = form._replace(padding=((0, 0), (0, 0))), (1, 1)
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    form.strides,
+    form.padding,
+    lhs_dilation=spread,
+    rhs_dilation=form.dilation,
+    dimension_numbers=NUMBERS,
+  )
+
+
 def _keep(x, kernel, form):
-  return native(x, kernel, form), (x, kernel)
+  return _convolve(x, kernel, form), (x, kernel)
 
 
 def _backward(form, kept, grad):
@@ -124,14 +148,9 @@ def input_gradient(
     (reach - before, size - 1 - spread + before)
     for before, reach, spread, size in _extents(form, kernel.shape, grad, shape)
   ]
-  return lax.conv_general_dilated(
-    grad,
-    kernel[::-1, ::-1].swapaxes(2, 3),
-    (1, 1),
-    padding,
-    lhs_dilation=form.strides,
-    rhs_dilation=form.dilation,
-    dimension_numbers=NUMBERS,
+  turned = kernel[::-1, ::-1].swapaxes(2, 3)
+  return _convolve(
+    grad, turned, Form((1, 1), padding, form.dilation), form.strides
   )
 
 
@@ -162,13 +181,10 @@ def by_convolution(
     (before, reach + spread + 1 - size - before)
     for before, reach, spread, size in _extents(form, shape, grad, x.shape)
   ]
-  found = lax.conv_general_dilated(
+  found = _convolve(
     x.transpose(3, 1, 2, 0),
     grad.transpose(1, 2, 0, 3),
-    form.dilation,
-    padding,
-    rhs_dilation=form.strides,
-    dimension_numbers=NUMBERS,
+    Form(form.dilation, padding, form.strides),
   )
   return found.transpose(1, 2, 0, 3)
 
@@ -236,9 +252,16 @@ def _divisor(number: int, most: int) -> int:
   return max((n for n in fitting if number % n == 0), default=1)
 
 
-def pad_zeros(x: Float[Array, 'b h w c'], padding) -> Float[Array, 'b y z c']:
-  """The map with zeros around it; padding: that of `Form`."""
-  margins = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+def pad_zeros(
+  x: Float[Array, 'b h w c'], padding, spread=(1, 1)
+) -> Float[Array, 'b y z c']:
+  """The map with zeros around it; padding: that of `Form`.
+
+  With a spread of (s, t) there are s - 1 zeros between rows, t - 1 between
+  columns.
+  """
+  inside = zip(padding, spread, strict=True)
+  margins = [(0, 0, 0), *((*pair, s - 1) for pair, s in inside), (0, 0, 0)]
   return lax.pad(x, jnp.zeros((), x.dtype), margins)
 
 
