@@ -62,6 +62,7 @@ def demo(base=''):
   config.model_options = dict(depths=(1, 1, 1, 1), width=32)
   # Image and text are in the middle of what a batch of 64 can tell apart.
   config.text.depth = 2
+  config.loss.mlm_budget = 12  # of 57 words, 8 are masked
   return config
 
 
