@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxzoo.errors import UserError
 from jaxzoo.models.cards import Built, list_models, model_card
-from jaxzoo.platform import options_for_once, platform
+from jaxzoo.once import call_once
 from jaxzoo.weights import layout
 from jaxzoo.weights.merge import Report, merge
 from jaxzoo.weights.readers import read_state_dict
@@ -92,10 +92,7 @@ def create_model(
   # Where all comes from the checkpoint nothing random is made.
   if weights and not fresh:
     return built.module, read_weights(built, weights)[0]
-  init = jax.jit(
-    lambda: _init(built, rng), compiler_options=options_for_once(platform())
-  )
-  variables = init()
+  variables = call_once(lambda: _init(built, rng))
   if weights:
     variables, _ = read_weights(built, weights, variables, fresh=fresh)
   return built.module, variables
