@@ -71,7 +71,7 @@ def halved(config):
 
 def demo():
   config = halved(common('', 'maskd_tokens'))
-  config.distill.maskd.warmup = 465  # half of the run, as published
+  config.distill.maskd.warmup = 625  # half of the run, as published
   return config
 
 

@@ -46,9 +46,18 @@ def common(base):
 
 def demo():
   config = common('')
-  config.data.embedded = dict(seed=0, train=1500, test=500, size=64, kinds=5)
+  config.data.embedded = dict(
+    seed=0,
+    train=2000,
+    test=1000,
+    size=32,
+    kinds=5,
+    turn=15.0,
+    clutter=0.5,
+    bright=True,
+  )
   config.num_classes = 6
-  config.image_size = (64, 64)
+  config.image_size = (32, 32)
   config.model_options = dict(depths=(1, 1, 1, 1), width=16, small_stem=True)
   config.pyramid_width = 32
   config.batch_size = 16

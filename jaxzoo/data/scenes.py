@@ -30,6 +30,9 @@ class Settings(NamedTuple):
     test: others to test on.
     size: side in pixels.
     kinds: how many of the ten kinds of shapes there are.
+    turn: the most that a shape is turned to either side, in degrees.
+    clutter: how much of the small things on the ground is drawn, in [0, 1].
+    bright: whether shapes are always brighter than the ground.
   """
 
   seed: int = 0
@@ -37,6 +40,9 @@ class Settings(NamedTuple):
   test: int = 500
   size: int = 64
   kinds: int = 5
+  turn: float = 180.0
+  clutter: float = 1.0
+  bright: bool = False
 
 
 class Scene(NamedTuple):
@@ -50,17 +56,19 @@ def draw(rng: np.random.Generator, settings: Settings = Settings()) -> Scene:
   """One scene."""
   side = _FINE * settings.size
   ground = shapes.random_colour(rng)
+  while settings.bright and ground.sum() > 360:  # of 720 at the most
+    ground = shapes.random_colour(rng)
   canvas = shapes.texture(rng, side, ground).copy(order='C')
-  shapes.clutter(canvas, rng, int(rng.integers(1, 5)))
+  shapes.clutter(canvas, rng, round(settings.clutter * rng.integers(1, 5)))
   classes = np.zeros((side, side), np.uint8)
   for _ in range(rng.integers(3, 6)):
     label = int(rng.integers(settings.kinds))
     colour = shapes.random_colour(rng)
-    while np.abs(colour - ground).sum() < 120:
+    while not _stands_out(colour, ground, settings.bright):
       colour = shapes.random_colour(rng)
     radius = side * rng.uniform(0.12, 0.24)
     centre = rng.uniform(radius, side - radius, 2)
-    turn = shapes.random_pose(rng)
+    turn = shapes.random_pose(rng, settings.turn)
     mask = np.zeros((side, side), np.uint8)
     contours = shapes.SHAPES[shapes.NAMES[label]]
     shapes.fill(mask, [centre + radius * c @ turn for c in contours], 1)
@@ -78,6 +86,12 @@ def draw(rng: np.random.Generator, settings: Settings = Settings()) -> Scene:
   )
 
 
+def _stands_out(colour, ground, bright):
+  return np.abs(colour - ground).sum() >= 120 and (
+    not bright or colour.sum() > ground.sum()
+  )
+
+
 @functools.lru_cache(maxsize=4)
 def load(settings: Settings, split: str) -> Scene:
   """All scenes of a split, stacked; drawn once a process, in seconds.
@@ -90,6 +104,11 @@ def load(settings: Settings, split: str) -> Scene:
   if not 1 <= settings.kinds <= len(shapes.NAMES):
     raise UserError(
       f'scenes: kinds={settings.kinds}, it must be in 1..{len(shapes.NAMES)}'
+    )
+  if not 0 <= settings.turn <= 180 or not 0 <= settings.clutter <= 1:
+    raise UserError(
+      f'scenes: turn={settings.turn} must be in [0, 180], '
+      f'clutter={settings.clutter} in [0, 1]'
     )
   if min(settings.train, settings.test) < 1 or settings.size < 16:
     raise UserError(f'scenes: {settings}: too few or too small pictures')
