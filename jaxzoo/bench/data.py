@@ -8,6 +8,11 @@ batch that is already on the device. The slower of the two is what a run waits
 for. `--no_step` leaves the step out.
 """
 
+import contextlib
+import math
+import multiprocessing
+import os
+import pathlib
 import sys
 import time
 from typing import NamedTuple
@@ -58,22 +63,90 @@ def read_rate(config, variant: Variant, seconds: float) -> float:
   )
   if variant.cached:
     fill_cache(data.source)
+  epoch = len(data.source) // config.batch_size
+  # What is read ahead meanwhile would count as fast.
+  warmup = min(1 + variant.threads, max(1, epoch // 4))
+  reading = read(
+    config,
+    data,
+    variant,
+    warmup=warmup,
+    seconds=seconds,
+    most=max(1, epoch - warmup),
+  )
+  return reading.batches * config.batch_size / reading.seconds
+
+
+class Reading(NamedTuple):
+  """What was read, and what it took.
+
+  Attributes:
+    batches: how many.
+    seconds: of the clock.
+    cpu_seconds: of all cores together, see there.
+  """
+
+  batches: int
+  seconds: float
+  cpu_seconds: float | None
+
+
+def read(
+  config,
+  data: pipeline.Data | pipeline.BatchedData,
+  variant: Variant,
+  *,
+  warmup: int,
+  seconds: float,
+  most: float = math.inf,
+) -> Reading:
+  """Takes batches of training data as fast as they come, and drops them.
+
+  Args:
+    config: of the batches.
+    data: what they are made of.
+    variant: how it is read.
+    warmup: batches before the clock starts.
+    seconds: to read on from there, at least one batch.
+    most: batches in that time.
+
+  Raises:
+    UserError: fewer records than a batch has.
+  """
   iterator = pipeline.train_iterator(
     main.make_dataset(config, data),
     workers=variant.workers,
     threads=variant.threads,
   )
-  epoch = len(data.source) // config.batch_size
-  # What is read ahead meanwhile would count as fast.
-  warmup = min(1 + variant.threads, max(1, epoch // 4))
-  for _ in range(warmup):
-    next(iterator)
-  started, batches, passed = time.perf_counter(), 0, 0.0
-  while not batches or (passed < seconds and warmup + batches < epoch):
-    next(iterator)
-    batches += 1
-    passed = time.perf_counter() - started
-  return batches * config.batch_size / passed
+  with contextlib.closing(iterator):
+    for _ in range(warmup):
+      next(iterator)
+    started, cpu_started = time.perf_counter(), cpu_seconds()
+    batches, passed = 0, 0.0
+    while not batches or (passed < seconds and batches < most):
+      next(iterator)
+      batches += 1
+      passed = time.perf_counter() - started
+    cpu_ended = cpu_seconds()
+  if cpu_started is None or cpu_ended is None:
+    return Reading(batches, passed, None)
+  return Reading(batches, passed, cpu_ended - cpu_started)
+
+
+def cpu_seconds() -> float | None:
+  """Of all cores, by this process and the worker processes that it has now.
+
+  None where there are workers and no /proc that knows them.
+  """
+  total = time.process_time()
+  for child in multiprocessing.active_children():
+    try:
+      stat = pathlib.Path(f'/proc/{child.pid}/stat').read_text()
+    except OSError:
+      return None
+    user, system = stat.rpartition(')')[2].split()[11:13]
+    total += (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+  return total
 
 
 def fill_cache(source) -> None:
