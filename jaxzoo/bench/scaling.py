@@ -36,6 +36,7 @@ def scaling(argv: list[str]) -> None:
   arguments, config = command.parse(parser, argv)
   if arguments.batch_size is not None:
     raise UserError('--batch_size: here it follows from --per_chip')
+  command.require_positive(arguments, 'per_chip')
   targets = [topology.parse(name) for name in arguments.topologies]
   rows = read_rows(arguments.json)
   print(HEADER)
@@ -45,6 +46,7 @@ def scaling(argv: list[str]) -> None:
     key = ' '.join(
       [arguments.config, str(arguments.per_chip), target.name]
       + [a for a in argv if a.startswith('--config.')]
+      + ([f'--dtype={arguments.dtype}'] if arguments.dtype else [])
     )
     if key not in rows:
       rows[key] = plan(config, target, arguments.per_chip)

@@ -29,8 +29,8 @@ class Collective(NamedTuple):
     axes: of the mesh, along which its devices differ.
     groups: positions in the mesh of the devices that take part together; of a
       permutation the pairs (from, to). () between slices.
-    bytes: of the whole array on one device: what a gather makes, what a
-      reduction begins with.
+    bytes: of the whole array on one device: what a gather makes, what anything
+      else begins with.
     times: how often it runs in one step.
     hidden: whether the device computes something else in the meantime.
   """
@@ -84,11 +84,14 @@ def _with_fused(program, name: str) -> Iterator[tuple[hlo.Instruction, str]]:
 
 
 def _kind(instruction) -> str:
-  if instruction.opcode == 'send':  # between slices, through the hosts
+  if instruction.opcode in ('send', 'recv'):  # between slices, by the hosts
     transfer = re.search(
       r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes
     )
     name = transfer.group(1).lower().replace('_', '-') if transfer else ''
+    # The whole array is what a gather receives, and what others send.
+    if instruction.opcode != ('recv' if name == 'all-gather' else 'send'):
+      return ''
     return name if name in KINDS else 'collective-permute' if name else ''
   name = instruction.opcode.removesuffix('-start')
   return name if name in KINDS else ''
@@ -96,7 +99,7 @@ def _kind(instruction) -> str:
 
 def _collective(instruction, fusion, kind, times, mesh) -> Collective:
   arrays = instruction.arrays
-  if instruction.opcode == 'send':
+  if instruction.opcode in ('send', 'recv'):
     return Collective(kind, (SLICES,), (), arrays[0].bytes, times, True)
   groups = device_groups(instruction.attributes, math.prod(mesh.values()))
   if ' all-reduce-scatter' in fusion:
@@ -107,13 +110,11 @@ def _collective(instruction, fusion, kind, times, mesh) -> Collective:
     size = _whole(kind, instruction, len(groups[0]))
   elif kind == 'reduce-scatter' and instruction.opcode == 'reduce-scatter':
     size *= len(groups[0])
-  hidden = (
-    'async' in fusion
-    or 'async_collective_name' in instruction.attributes
-    or (
-      instruction.opcode.endswith('-start')
-      and '"is_sync":true' not in instruction.attributes
-    )
+  # One that had been started early and is not any more has become a plain one,
+  # and keeps of it an `async_collective_name`.
+  hidden = 'async' in fusion or (
+    instruction.opcode.endswith('-start')
+    and '"is_sync":true' not in instruction.attributes
   )
   axes = varying_axes(groups, mesh)
   return Collective(kind, axes, groups, size, times, hidden)

@@ -27,7 +27,8 @@ def run(config, name: str, out, console, *, tries: int = TRIES) -> dict:
       rematerialisation and parts of the batch are looked for.
     out: path of the JSON file.
     console: where to print.
-    tries: compilations at the most, beside that of the config as it is.
+    tries: compilations at the most, beside that of the config as it is; a
+      search that finds nothing that fits goes on with parts of the batch.
 
   Returns:
     What is in the file.
@@ -138,6 +139,9 @@ def _search(config, opened, attempt, tries, console, say) -> dict:
 
 def _tell(say, change: search.Change) -> None:
   report = change.report
+  if report is None:
+    say(f'  {change.options}: cannot be: {change.refusal}')
+    return
   speed = f', {1e3 * report.times.step:,.2f} ms a step' if report.times else ''
   say(f'  {change.options}: {reports.fit_text(report)}{speed}')
 

@@ -25,6 +25,8 @@ FREE = (
   'tuple',
   'while',
 )
+# And custom calls: room for what a loop is going to fill, slices side by side.
+FREE_CALLS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 SLICES = ('dynamic-slice', 'gather', 'slice')
 
 
@@ -145,7 +147,9 @@ def _convolution_flops(scope, instruction) -> float:
   """2 for every product of an input element, not of padding, and a weight.
 
   TPUs compute matrix products as convolutions, with batches as dilated windows
-  that touch one element each: only pairs inside the input count.
+  that touch one element each: only pairs inside the input count. cuDNN's
+  gradients are written with the labels and the window of the forward pass,
+  whose data or kernel they then make of the other two.
   """
   attributes = instruction.attributes
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', attributes).groups()
@@ -153,6 +157,10 @@ def _convolution_flops(scope, instruction) -> float:
     scope[name].arrays[0].sizes for name in instruction.operands[:2]
   )
   result = instruction.arrays[0].sizes
+  if 'convBackwardInput' in attributes:
+    data, result = result, data
+  elif 'convBackwardFilter' in attributes:
+    kernel, result = result, kernel
   window = re.search(r'window=\{([^}]*)\}', attributes)
   fields = dict(
     item.split('=', 1) for item in (window.group(1).split() if window else [])
@@ -208,6 +216,8 @@ def instruction_bytes(program, scope, instruction) -> float:
   code = instruction.opcode
   if code in FREE or code.endswith(('-done', '-update')):
     return 0
+  if code == 'custom-call' and FREE_CALLS.search(instruction.attributes):
+    return 0
   operands = [scope[name] for name in instruction.operands]
   if code in ('copy-start', 'slice-start'):
     # (what is made, what it is made of, ...), or the other way round.
@@ -219,11 +229,12 @@ def instruction_bytes(program, scope, instruction) -> float:
   if code in SLICES:
     sides = (not _space(instruction)) + (not _space(operands[0]))
     return sides * _plain(instruction.arrays)
-  if code == 'dynamic-update-slice':
-    return 2 * _outside(operands[1].arrays)
-  if code == 'scatter':
-    return 2 * _outside(operands[-1].arrays)
-  if code.endswith('-start'):  # a collective: its operands lie in its shape
+  if code in ('dynamic-update-slice', 'scatter'):
+    new = operands[1 if code == 'dynamic-update-slice' else -1]
+    sides = (not _space(instruction)) + (not _space(new))
+    return sides * _plain(new.arrays)
+  # Their operands lie in their shape; a started all-reduce is without.
+  if code == 'send' or (code.endswith('-start') and code != 'all-reduce-start'):
     return _outside(instruction.arrays)
   made = instruction.arrays
   if code == 'custom-call' and '"__cu' in instruction.attributes:

@@ -128,7 +128,9 @@ def collective_seconds(collective: Collective, network: Network) -> float:
   kind, size, chip = collective.kind, collective.bytes, network.chip
   rounds = 2 if kind == 'all-reduce' else 1
   if SLICES in collective.axes:
-    return rounds * _ring(size, network.slices) / chip.network
+    if kind != 'collective-permute':
+      size = rounds * _ring(size, network.slices)
+    return size / chip.network
   if not network.sides:
     return rounds * max(
       _islands(kind, size, group, network) for group in collective.groups

@@ -241,8 +241,9 @@ def trip_count(program: Program, computation: str, loop: Instruction) -> int:
       continue
     stride = _stride(body, _index(side))
     if stride:
+      rounds = (bound - start) / stride
       inclusive = direction.group(1) in ('LE', 'GE')
-      return max(0, math.ceil((bound - start + inclusive) / stride))
+      return max(0, math.floor(rounds) + 1 if inclusive else math.ceil(rounds))
   return 1
 
 

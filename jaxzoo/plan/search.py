@@ -1,9 +1,11 @@
 """What to change so that a step fits or is faster, found by trying."""
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxzoo.configuration import REMATS
+from jaxzoo.errors import UserError
 from jaxzoo.plan.report import Report
 from jaxzoo.plan.step import Attempt, parts, parts_field
 from jaxzoo.plan.topology import GPUS, Topology
@@ -14,10 +16,17 @@ TENSOR = (2, 4)
 
 
 class Change(NamedTuple):
-  """Fields of a config, by name, and the report of the config with them."""
+  """Fields of a config, by name, and what came of the config with them.
+
+  Attributes:
+    fields: the changed ones.
+    report: None where it cannot be.
+    refusal: then why.
+  """
 
   fields: dict[str, Any]
-  report: Report
+  report: Report | None
+  refusal: str = ''
 
   @property
   def options(self) -> str:
@@ -57,9 +66,15 @@ def remedies(config, topology: Topology) -> Iterator[dict[str, Any]]:
     if config.mesh.fsdp < fsdp <= ways and _spans(fsdp, ways, topology):
       fields |= {'mesh.data': ways // fsdp, 'mesh.fsdp': fsdp}
       yield dict(fields)
+  for cut in _cuts(config):
+    yield fields | cut
+
+
+def _cuts(config) -> Iterator[dict[str, Any]]:
+  """Changes by which the batch has more parts."""
   field = parts_field(config)
-  for count in PARTS:
-    yield {**fields, field: count}
+  now = operator.attrgetter(field)(config)
+  return ({field: count} for count in PARTS if count > now)
 
 
 def _spans(fsdp: int, ways: int, topology: Topology) -> bool:
@@ -74,12 +89,13 @@ def candidates(config, topology: Topology, rules) -> Iterator[dict[str, Any]]:
   system has rules for it.
   """
   devices = topology.target.devices
+  gpus = topology.target.kind in GPUS
+  host = topology.target.sides[1] if gpus else 4
   shapes = [
     (devices // fsdp, fsdp, 1)
     for fsdp in FSDP
     if fsdp <= devices and _spans(fsdp, devices, topology)
   ]
-  host = 8 if topology.target.kind in GPUS else 4
   shapes += [
     (devices // tensor, 1, tensor)
     for tensor in TENSOR
@@ -130,20 +146,24 @@ def fastest(
 
   Returns:
     What was tried, the shortest predicted step that fits first.
+
+  Raises:
+    UserError: the first of them cannot be.
   """
-  done, least = [], {}
+  done = []
   for fields in candidates(config, topology, rules):
     if len(done) == tries:
       break
-    least = fields if fields['mesh.tensor'] == 1 else least
-    change = _try(config, fields, attempt, tell)
+    change = _try(config, fields, attempt, tell, strict=not done)
     done += [change] if change else []
-  field = parts_field(config)
-  for count in PARTS:
-    if any(change.report.fits for change in done):
-      break
-    change = _try(config, {**least, field: count}, attempt, tell)
-    done += [change] if change else []
+  done.sort(key=_rank)
+  if done and not done[0].report.fits:
+    for cut in _cuts(config):
+      # Beside what needs the least of them.
+      change = _try(config, done[0].fields | cut, attempt, tell)
+      done += [change] if change else []
+      if change and change.report.fits:
+        break
   return sorted(done, key=_rank)
 
 
@@ -154,12 +174,22 @@ def _rank(change: Change):
   return (1, report.memory.needed)
 
 
-def _try(config, fields, attempt, tell) -> Change | None:
-  """One attempt; None where the batch does not divide, or nothing changes."""
+def _try(config, fields, attempt, tell, strict=False) -> Change | None:
+  """One attempt; None where the batch does not divide, or nothing changes.
+
+  None, too, where it cannot be: not every mesh can be laid over every machine,
+  and a compiler may refuse one. `strict` raises that instead.
+  """
   other = changed(config, fields)
   if not divides(other):
     return None
-  report = attempt(other)
+  try:
+    report = attempt(other)
+  except (UserError, NotImplementedError) as error:
+    if strict:
+      raise
+    tell(Change(fields, None, str(error)))
+    return None
   if report is None:
     return None
   change = Change(fields, report)

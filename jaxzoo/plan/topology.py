@@ -77,7 +77,8 @@ class Target(NamedTuple):
       return ()
     if len(self.sides) == 2:
       return tuple(side == 16 for side in self.sides)
-    return tuple(side % 4 == 0 for side in self.sides)
+    # Of v4 and v5p cubes of 4x4x4 are closed; what is less than one is open.
+    return (all(side % 4 == 0 for side in self.sides),) * len(self.sides)
 
 
 class Topology(NamedTuple):

@@ -53,7 +53,11 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   # Of GPUs a "slice" is a host.
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices == 1:
-    return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+    # An axis may have a part of a side of the torus: fsdp=8 on 4x4.
+    grid = mesh_utils.create_device_mesh(
+      tuple(sizes), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=types)
   return Mesh(_over_slices(sizes, slices, devices), AXES, axis_types=types)
 
 

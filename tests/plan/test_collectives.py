@@ -86,6 +86,15 @@ def test_started_and_finished_counts_once_and_is_hidden():
   ]
 
 
+def test_what_is_not_started_early_any_more_is_not_hidden():
+  (found,) = find(
+    '%p = f32[16]{0} parameter(0)',
+    'ROOT %g = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], '
+    'frontend_attributes={async_collective_name="all-gather-start"}',
+  )
+  assert not found.hidden
+
+
 LINKS = """\
 %fused_1 (p: bf16[8]) -> (bf16[32], u32[]) {
   %p = bf16[8]{0} parameter(0)
@@ -140,6 +149,24 @@ def test_transfer_between_slices_is_an_axis_of_its_own():
     'all-reduce',
     ('slices',),
     64,
+  )
+
+
+def test_gather_between_slices_has_the_bytes_that_it_makes():
+  between = (
+    'channel_id=2, is_host_transfer=true, frontend_attributes='
+    '{_xla_megascale_transfer_type="ALL_GATHER"}'
+  )
+  (found,) = find(
+    '%p = f32[16]{0} parameter(0)',
+    f'%s = (f32[16]{{0}}, u32[], token[]) send(%p, %t), {between}',
+    f'%r = (f32[64]{{0}}, u32[], token[]) recv(%t), {between}',
+    'ROOT %d = (f32[64]{0}, token[]) recv-done(%r), channel_id=2',
+  )
+  assert (found.kind, found.axes, found.bytes) == (
+    'all-gather',
+    ('slices',),
+    256,
   )
 
 

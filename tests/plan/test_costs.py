@@ -102,6 +102,26 @@ def test_grouped_convolution_costs_less():
   assert got == 2 * 2 * 36 * 4
 
 
+@pytest.mark.parametrize(
+  'target, first, second, result',
+  [
+    ('Forward', '2,7,7,4', '8,3,3,4', '2,3,3,8'),
+    ('BackwardInput', '2,3,3,8', '8,3,3,4', '2,7,7,4'),
+    ('BackwardFilter', '2,7,7,4', '2,3,3,8', '8,3,3,4'),
+  ],
+)
+def test_gradients_of_cudnn_cost_as_much(target, first, second, result):
+  # All have the window and the labels of the forward pass.
+  got = program(
+    f'%x = f32[{first}]{{0}} parameter(0)',
+    f'%w = f32[{second}]{{0}} parameter(1)',
+    f'ROOT %y = (f32[{result}]{{0}}, u8[0]{{0}}) custom-call(%x, %w), '
+    'window={size=3x3 stride=2x2}, dim_labels=b01f_o01i->b01f, '
+    f'custom_call_target="__cudnn$conv{target}"',
+  )
+  assert got.flops == 2 * (2 * 3 * 3 * 8) * 9 * 4
+
+
 FUSED = """\
 %fused (p: f32[12,64], q: f32[64]) -> f32[64] {
   %p = f32[12,64]{1,0} parameter(0)
@@ -168,6 +188,38 @@ def test_transfer_into_the_chip_reads_once():
     'ROOT %d = f32[64]{0:T(128)S(1)} copy-done(%s)',
   )
   assert got.bytes == 64 * 4
+
+
+def test_update_from_the_chip_writes_what_is_new():
+  got = program(
+    '%p = f32[12,64]{1,0} parameter(0)',
+    '%q = f32[1,64]{1,0:T(8,128)S(1)} parameter(1)',
+    'ROOT %u = f32[12,64]{1,0} dynamic-update-slice(%p, %q, %i, %i)',
+    '%i = s32[] constant(3)',
+  )
+  assert got.bytes == 64 * 4
+
+
+@pytest.mark.parametrize(
+  'line, want',
+  [
+    ('all-reduce-start = f32[64]{0} all-reduce-start(%p)', 2 * 64 * 4),
+    ('s = (f32[64]{0}, u32[], token[]) send(%p, %t)', 64 * 4 + 4),
+  ],
+)
+def test_what_is_sent_is_read_once(line, want):
+  got = program(
+    '%p = f32[64]{0} parameter(0)', '%t = token[] after-all()', f'ROOT %{line}'
+  )
+  assert got.bytes == want
+
+
+def test_room_for_a_loop_is_not_written():
+  got = program(
+    'ROOT %p = f32[12,64]{1,0} custom-call(), '
+    'custom_call_target="AllocateBuffer"'
+  )
+  assert got.bytes == 0
 
 
 def test_cycles_add_up_and_kernels_are_named():

@@ -84,6 +84,9 @@ def test_between_slices_the_network_decides():
   each = collective('all-reduce', (), axes=('slices',))
   got = estimate.collective_seconds(each, network)
   assert got == pytest.approx(2 * 1e6 / 2 / 1e8)
+  # Nothing of what is passed on stays in its slice.
+  each = collective('collective-permute', (), axes=('slices',))
+  assert estimate.collective_seconds(each, network) == pytest.approx(1e6 / 1e8)
 
 
 def test_gpus_reduce_in_the_host_and_then_between_hosts():

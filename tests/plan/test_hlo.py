@@ -89,6 +89,16 @@ def test_stride_and_an_inclusive_bound_count():
   assert runs(text)['body'] == 4
 
 
+def test_loop_that_counts_down():
+  text = TPU.replace('constant(0)', 'constant(4)').replace(
+    '%one = s32[]{:T(128)} constant(1)', '%one = s32[]{:T(128)} constant(-1)'
+  ).replace('%bound = s32[]{:T(128)} constant(3)',
+            '%bound = s32[]{:T(128)} constant(0)')  # fmt: skip
+  down = lambda direction: text.replace('direction=LT', direction)
+  assert runs(down('direction=GT'))['body'] == 4  # 4, 3, 2, 1
+  assert runs(down('direction=GE'))['body'] == 5
+
+
 def test_counter_on_the_right_of_the_comparison():
   text = TPU.replace('compare(%i, %bound), direction=LT',
                      'compare(%bound, %i), direction=GT')  # fmt: skip

@@ -58,7 +58,8 @@ def test_rows_that_are_there_are_not_compiled_again(compiled, tmp_path, capsys):
   assert len(json.loads(path.read_text())) == 2
   other = [*arguments, '--config.remat=full']
   assert command.run(scaling.scaling, other) == 0
-  assert compiled[-1] == 'v5e:4x4'
+  assert command.run(scaling.scaling, [*arguments, '--dtype=float32']) == 0
+  assert compiled[2:] == ['v5e:4x4', 'v5e:4x4']
 
 
 def test_row_of_what_does_not_fit_is_as_long_as_the_others():
@@ -71,6 +72,7 @@ def test_row_of_what_does_not_fit_is_as_long_as_the_others():
 def test_mistakes_come_before_anything_is_compiled(compiled, tmp_path, capsys):
   assert command.run(scaling.scaling, [*ARGUMENTS, 'v5e:3x3']) == 2
   assert command.run(scaling.scaling, ['--batch_size=8', *ARGUMENTS]) == 2
+  assert command.run(scaling.scaling, [*ARGUMENTS, '--per_chip=0']) == 2
   path = tmp_path / 'rows.json'
   path.write_text('{')
   assert command.run(scaling.scaling, [*ARGUMENTS, f'--json={path}']) == 2

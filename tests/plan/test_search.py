@@ -77,6 +77,12 @@ def test_loss_that_compares_all_examples_is_cut_in_its_towers():
   assert got[0] == '--config.loss.tower_microbatches=2'
 
 
+def test_batch_is_cut_into_more_parts_than_it_is():
+  config = config_of(remat='full', mesh__fsdp=16, mesh__data=1, microbatches=2)
+  got = first_fit(config, lambda config: report_of(config, 99))
+  assert got == ['--config.microbatches=4']
+
+
 def test_program_that_does_not_change_is_no_attempt():
   def attempt(config):
     return None if config.remat != 'none' and config.mesh.fsdp == 1 else (
@@ -103,6 +109,14 @@ def test_candidates_are_meshes_with_every_rematerialisation():
   assert shapes[:2] == [(16, 1, 1), (1, 16, 1)]
   assert (8, 1, 2) in shapes and (4, 1, 4) in shapes
   assert all(a * b * c == 16 for a, b, c in shapes)
+
+
+def test_tensor_of_gpus_stays_in_their_host():
+  names = {'h100:4': {1, 2, 4}, 'h100:2x8': {1, 2, 4}, 'h100:4x6': {1, 2}}
+  for name, want in names.items():
+    machine = TOPOLOGY._replace(target=parse(name))
+    changes = search.candidates(config_of(), machine, RULES)
+    assert {c['mesh.tensor'] for c in changes} == want
 
 
 def test_only_data_spans_slices_and_tensor_needs_rules():
@@ -142,6 +156,43 @@ def test_search_cuts_the_batch_where_nothing_else_fits():
     lambda change: None,
   )
   assert done[0].fields['microbatches'] == 2 and done[0].report.fits
+
+
+def test_search_cuts_the_batch_of_what_needs_the_least():
+  def attempt(config):
+    need = 99 if config.mesh.fsdp < 16 else 24
+    return report_of(config, need / config.microbatches)
+
+  done = search.fastest(
+    config_of(), TOPOLOGY, attempt, (), 99, lambda change: None
+  )
+  assert done[0].fields['mesh.fsdp'] == 16
+  assert done[0].fields['microbatches'] == 2 and done[0].report.fits
+
+
+@pytest.mark.parametrize('error', [UserError, NotImplementedError])
+def test_mesh_that_cannot_be_is_told_and_left_out(error):
+  def attempt(config):
+    if config.mesh.tensor == 4:
+      raise error('spans processes')
+    return report_of(config, 8)
+
+  told = []
+  done = search.fastest(config_of(), TOPOLOGY, attempt, RULES, 99, told.append)
+  assert {change.fields['mesh.tensor'] for change in done} == {1, 2}
+  refused = [change for change in told if change.report is None]
+  assert [c.refusal for c in refused] == ['spans processes'] * 4
+  lines = []
+  command._tell(lines.append, refused[0])
+  assert lines[0].endswith('cannot be: spans processes')
+
+
+def test_config_that_cannot_be_ends_a_search():
+  def attempt(config):
+    raise UserError('no such field')
+
+  with pytest.raises(UserError, match='no such field'):
+    search.fastest(config_of(), TOPOLOGY, attempt, (), 99, lambda change: None)
 
 
 # Before anything is compiled.

@@ -53,7 +53,7 @@ def test_rings_close_where_the_torus_does():
   assert parse('v5e:16x16').wraps == (True, True)
   assert parse('v5e:8x16').wraps == (False, True)
   assert parse('v5p:4x4x8').wraps == (True, True, True)
-  assert parse('v5p:2x2x4').wraps == (False, False, True)
+  assert parse('v5p:2x2x4').wraps == (False, False, False)
   assert parse('h100:8').wraps == ()
 
 
@@ -98,3 +98,25 @@ def test_only_data_spans_slices():
   ]
   with pytest.raises(UserError, match='multiple of 2'):
     meshes.make_mesh(dict(data=1, fsdp=8), devices)
+
+
+def test_an_axis_may_have_a_part_of_a_side():
+  """Of the 4x4 chips of v6e, 8 and 2; of v5e JAX itself allows it."""
+  devices = [
+    types.SimpleNamespace(
+      id=x + 4 * y,
+      process_index=0,
+      platform='tpu',
+      device_kind='TPU v6 lite',
+      coords=(x, y, 0),
+      core_on_chip=0,
+    )
+    for y in range(4)
+    for x in range(4)
+  ]
+  mesh = meshes.make_mesh(dict(data=2, fsdp=8), devices)
+  assert mesh.devices.shape == (2, 8, 1)
+  for group in mesh.devices[:, :, 0]:
+    coords = {device.coords[:2] for device in group}
+    sides = [len({c[i] for c in coords}) for i in range(2)]
+    assert sorted(sides) == [2, 4]  # eight neighbours
