@@ -1,5 +1,6 @@
 """Names of machines, and what is said of those that there are not."""
 
+import dataclasses
 import os
 import types
 
@@ -100,20 +101,21 @@ def test_only_data_spans_slices():
     meshes.make_mesh(dict(data=1, fsdp=8), devices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Of a v6e, as far as a mesh wants to know it."""
+
+  id: int
+  coords: tuple[int, int, int]
+  process_index: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v6 lite'
+  core_on_chip: int = 0
+
+
 def test_an_axis_may_have_a_part_of_a_side():
   """Of the 4x4 chips of v6e, 8 and 2; of v5e JAX itself allows it."""
-  devices = [
-    types.SimpleNamespace(
-      id=x + 4 * y,
-      process_index=0,
-      platform='tpu',
-      device_kind='TPU v6 lite',
-      coords=(x, y, 0),
-      core_on_chip=0,
-    )
-    for y in range(4)
-    for x in range(4)
-  ]
+  devices = [Chip(x + 4 * y, (x, y, 0)) for y in range(4) for x in range(4)]
   mesh = meshes.make_mesh(dict(data=2, fsdp=8), devices)
   assert mesh.devices.shape == (2, 8, 1)
   for group in mesh.devices[:, :, 0]:
