@@ -2,7 +2,8 @@
 
 Written from the paper (arXiv 2303.12501) and from the names and sizes of the
 released checkpoints, the way a PyTorch user would write it: eager,
-`nn.MultiheadAttention`, float32, `torch.optim.Adam` with parameter groups.
+`nn.MultiheadAttention`, float32, `torch.optim.Adam` with parameter groups. The
+towers are those of `towers_torch.py`.
 
 Equal to `models/retrieval/irra.py`: all layers and their sizes, the three
 losses and the accuracy of the masked words, the optimizer with its groups, the
@@ -20,116 +21,32 @@ the norm of the gradient is not computed (ours reports it), and the
 initialisation is PyTorch's, which changes no time.
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jaxzoo.bench.torch_process import Sizes
-from jaxzoo.models.layers.image import IMAGE_MEAN, IMAGE_STD
-
-
-def quick_gelu(x):
-  """x sigmoid(1.702 x)."""
-  return x * torch.sigmoid(1.702 * x)
-
-
-class Block(nn.Module):
-  """x += Attention(LN x); x += MLP(LN x)."""
-
-  def __init__(self, width, heads):
-    super().__init__()
-    self.ln_1 = nn.LayerNorm(width)
-    self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-    self.ln_2 = nn.LayerNorm(width)
-    self.mlp = nn.ModuleDict(
-      {
-        'c_fc': nn.Linear(width, 4 * width),
-        'c_proj': nn.Linear(4 * width, width),
-      }
-    )
-
-  def forward(self, x, mask=None):
-    y = self.ln_1(x)
-    x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
-    return x + self.mlp['c_proj'](quick_gelu(self.mlp['c_fc'](self.ln_2(x))))
-
-
-class Transformer(nn.Module):
-  """Blocks in a row."""
-
-  def __init__(self, width, depth, heads):
-    super().__init__()
-    self.resblocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-
-  def forward(self, x, mask=None):
-    for block in self.resblocks:
-      x = block(x, mask)
-    return x
-
-
-def normal(*shape, std):
-  return nn.Parameter(std * torch.randn(*shape))
-
-
-class ImageTower(nn.Module):
-  """Normalised pictures [b,3,h,w] -> tokens [b,1+n,D], the class token first."""
-
-  def __init__(self, towers, image_size):
-    super().__init__()
-    width, patch = towers['image_width'], towers['patch_size']
-    patches = (image_size[0] // patch) * (image_size[1] // patch)
-    std = width**-0.5
-    self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-    self.class_embedding = normal(width, std=std)
-    self.positional_embedding = normal(1 + patches, width, std=std)
-    self.ln_pre = nn.LayerNorm(width)
-    self.transformer = Transformer(
-      width, towers['image_depth'], towers['image_heads']
-    )
-    self.ln_post = nn.LayerNorm(width)
-    self.proj = normal(width, towers['output_dim'], std=std)
-
-  def forward(self, image):
-    x = self.conv1(image).flatten(2).transpose(1, 2)
-    first = self.class_embedding.expand(len(x), 1, -1)
-    x = torch.cat([first, x], dim=1) + self.positional_embedding
-    return self.ln_post(self.transformer(self.ln_pre(x))) @ self.proj
-
-
-class Clip(nn.Module):
-  """Both towers; the text tower's parameters lie beside `visual`, as released."""
-
-  def __init__(self, towers, image_size, text_length):
-    super().__init__()
-    width = towers['text_width']
-    self.visual = ImageTower(towers, image_size)
-    self.token_embedding = nn.Embedding(towers['vocab_size'], width)
-    nn.init.normal_(self.token_embedding.weight, std=0.02)
-    self.positional_embedding = normal(text_length, width, std=0.01)
-    self.transformer = Transformer(
-      width, towers['text_depth'], towers['text_heads']
-    )
-    self.ln_final = nn.LayerNorm(width)
-    self.text_projection = normal(width, towers['output_dim'], std=width**-0.5)
-    hidden = torch.full((text_length, text_length), float('-inf')).triu(1)
-    self.register_buffer('mask', hidden, persistent=False)
-
-  def encode_text(self, text):
-    """Token ids [b,t] -> tokens [b,t,D]."""
-    x = self.token_embedding(text) + self.positional_embedding
-    x = self.ln_final(self.transformer(x, self.mask))
-    return x @ self.text_projection
+from jaxzoo.bench import towers_torch
+from jaxzoo.bench.torch_process import IrraSizes
+from jaxzoo.bench.towers_torch import (
+  Clip,
+  Transformer,
+  at_end,
+  num_heads,
+  quick_gelu,
+)
 
 
 class Irra(nn.Module):
-  """A batch -> the losses by name, and the accuracy of the masked words."""
+  """A batch -> the losses by name, their sum `loss`, and `mlm_accuracy`."""
 
-  def __init__(self, sizes: Sizes, lean: bool):
+  def __init__(self, sizes: IrraSizes, lean: bool):
     super().__init__()
     self.sizes, self.lean = sizes, lean
     width, depth = sizes.towers['output_dim'], sizes.cross_modal_depth
-    heads = max(1, width // 64)
+    heads = num_heads(width)
     self.base_model = Clip(sizes.towers, sizes.image_size, sizes.text_length)
     self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
     self.cross_modal_transformer = Transformer(width, depth, heads)
@@ -144,13 +61,9 @@ class Irra(nn.Module):
     )
     self.classifier = nn.Linear(width, sizes.num_classes)
     nn.init.normal_(self.classifier.weight, std=0.001)
-    for name, values in (('mean', IMAGE_MEAN), ('std', IMAGE_STD)):
-      constant = torch.tensor(values).view(3, 1, 1)
-      self.register_buffer(name, constant, persistent=False)
 
   def forward(self, batch):
-    image = batch['image'].permute(0, 3, 1, 2).float() / 255
-    image_tokens = self.base_model.visual((image - self.mean) / self.std)
+    image_tokens = self.base_model.encode_image(batch['image'])
     # The released loader masks the captions in place: retrieval, too, sees the
     # masked ones.
     masked_retrieval = self.sizes.mask_retrieval_text
@@ -160,7 +73,7 @@ class Irra(nn.Module):
     if not (self.lean and masked_retrieval):
       masked = self.base_model.encode_text(batch['mlm_text'])
     image = image_tokens[:, 0]
-    text = text_tokens[torch.arange(len(retrieved)), retrieved.argmax(1)]
+    text = at_end(text_tokens, retrieved)
     pid = batch['pid']
     mlm, accuracy = self.fill(masked, image_tokens, batch['mlm_labels'])
     losses = {
@@ -172,7 +85,8 @@ class Irra(nn.Module):
       / 2,
       'mlm': mlm,
     }
-    return losses, accuracy
+    loss = sum(losses.values())
+    return {**losses, 'loss': loss, 'mlm_accuracy': accuracy}
 
   def fill(self, text_tokens, image_tokens, labels):
     """Loss and accuracy of the masked words, read off the picture."""
@@ -210,8 +124,8 @@ def sdm(image, text, pid, scale):
 
 def make_optimizer(model: Irra) -> torch.optim.Adam:
   """Adam with the rates and decays that the recipe gives by name."""
-  sizes, groups = model.sizes, {}
-  for name, parameter in model.named_parameters():
+
+  def factors(name):
     rate, decay = 1.0, 1.0
     if 'cross' in name:
       rate = 5.0
@@ -219,45 +133,21 @@ def make_optimizer(model: Irra) -> torch.optim.Adam:
       rate, decay = 2.0, 0.0
     if 'classifier' in name or 'mlm_head' in name:
       rate = 5.0
-    groups.setdefault((rate, decay), []).append(parameter)
-  return torch.optim.Adam(
-    [
-      {
-        'params': parameters,
-        'lr': rate * sizes.lr,
-        'weight_decay': decay * sizes.weight_decay,
-      }
-      for (rate, decay), parameters in groups.items()
-    ],
-    betas=sizes.betas,
-    eps=sizes.eps,
+    return rate, decay
+
+  return towers_torch.make_optimizer(
+    torch.optim.Adam, model, factors, model.sizes.recipe
   )
 
 
-def train_step(model, optimizer, batch) -> dict[str, torch.Tensor]:
-  """One update; the losses, their sum as `loss`, and `mlm_accuracy`."""
-  losses, accuracy = model(batch)
-  loss = sum(losses.values())
-  optimizer.zero_grad()
-  loss.backward()
-  optimizer.step()
-  return {**losses, 'loss': loss, 'mlm_accuracy': accuracy}
-
-
-def to_device(batch: dict[str, np.ndarray], device: str) -> dict:
-  """The batch as tensors: pictures as they are, ids as int64."""
-  return {
-    name: torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.int64)).to(
-      device
-    )
-    for name, x in batch.items()
-  }
-
-
-def make(device: str, sizes: Sizes, lean: bool, batch: dict[str, np.ndarray]):
+def make(
+  device: str,
+  sizes: IrraSizes,
+  batch: dict[str, np.ndarray],
+  lean: bool = False,
+):
   """The step of `torch_process.TorchProcess`."""
-  model = Irra(sizes, lean).to(device)
-  optimizer = make_optimizer(model)
-  batch = to_device(batch, device)
-  step = lambda: train_step(model, optimizer, batch)['loss']
-  return step, {'parameters': sum(p.numel() for p in model.parameters())}
+  return towers_torch.start(Irra(sizes, lean), make_optimizer, batch, device)
+
+
+make_lean = functools.partial(make, lean=True)

@@ -9,17 +9,37 @@ import contextlib
 import importlib
 import importlib.util
 import multiprocessing
+import operator
 import resource
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from jaxzoo import catalog
 from jaxzoo.errors import UserError
 
 
-class Sizes(NamedTuple):
-  """What `build` reads of a config; plain values, to be sent to a process."""
+class Recipe(NamedTuple):
+  """Adam's or AdamW's numbers."""
+
+  lr: float
+  betas: tuple[float, float]
+  eps: float
+  weight_decay: float
+
+
+def recipe_of(config) -> Recipe:
+  """The numbers of `config.optim`."""
+  fields = config.optim
+  return Recipe(
+    fields.lr, (fields.b1, fields.b2), fields.eps, fields.weight_decay
+  )
+
+
+class IrraSizes(NamedTuple):
+  """What `irra_torch.py` reads of a config."""
 
   towers: dict  # fields of backbones.clip.Towers, image='vit'
   image_size: tuple[int, int]
@@ -29,15 +49,12 @@ class Sizes(NamedTuple):
   mlm_budget: int
   mask_retrieval_text: bool
   scale: float  # of the cosines
-  lr: float
-  betas: tuple[float, float]
-  eps: float
-  weight_decay: float
+  recipe: Recipe
 
 
-def sizes_of(config) -> Sizes:
+def irra_sizes(config) -> IrraSizes:
   """The sizes and the recipe of a config of IRRA."""
-  return Sizes(
+  return IrraSizes(
     towers=config.towers.to_dict(),
     image_size=tuple(config.image_size),
     text_length=config.text_length,
@@ -46,36 +63,144 @@ def sizes_of(config) -> Sizes:
     mlm_budget=config.loss.mlm_budget,
     mask_retrieval_text=config.loss.mask_retrieval_text,
     scale=1 / config.loss.temperature,
-    lr=config.optim.lr,
-    betas=(config.optim.b1, config.optim.b2),
-    eps=config.optim.eps,
-    weight_decay=config.optim.weight_decay,
+    recipe=recipe_of(config),
   )
 
 
-def require(config) -> None:
+class ClipSizes(NamedTuple):
+  """What `clip_torch.py` reads of a config."""
+
+  towers: dict  # fields of backbones.clip.Towers, image='vit'
+  image_size: tuple[int, int]
+  text_length: int
+  recipe: Recipe
+
+
+def clip_sizes(config) -> ClipSizes:
+  """The sizes and the recipe of a config of CLIP."""
+  return ClipSizes(
+    towers=config.towers.to_dict(),
+    image_size=tuple(config.image_size),
+    text_length=config.text_length,
+    recipe=recipe_of(config),
+  )
+
+
+class CfamSizes(NamedTuple):
+  """What `cfam_torch.py` reads of a config."""
+
+  towers: dict  # fields of backbones.clip.Towers, image='vit'
+  image_size: tuple[int, int]
+  text_length: int
+  num_classes: int
+  queries: int
+  decoder_depth: int
+  matcher_depth: int
+  weights: dict[str, float]  # of the losses: gs, ls, m, cid
+  scale: float  # of the cosines
+  recipe: Recipe
+
+
+def cfam_sizes(config) -> CfamSizes:
+  """The sizes and the recipe of a config of CFAM."""
+  return CfamSizes(
+    towers=config.towers.to_dict(),
+    image_size=tuple(config.image_size),
+    text_length=config.text_length,
+    num_classes=config.num_classes,
+    **config.granularity.to_dict(),
+    weights={name: config.loss[name] for name in ('gs', 'ls', 'm', 'cid')},
+    scale=1 / config.loss.temperature,
+    recipe=recipe_of(config),
+  )
+
+
+class Comparison(NamedTuple):
+  """A training step in PyTorch beside that of one system.
+
+  Attributes:
+    makes: variant -> what makes it, see `TorchProcess`; it is called with what
+      `sizes` gives, plain values, and with a batch.
+    sizes: what of a config it reads.
+    recipe: name of a published config, which it is written for.
+    fields: of that config that must be as there, beside those of `COMMON`.
+  """
+
+  makes: dict[str, str]
+  sizes: Callable[..., NamedTuple]
+  recipe: str
+  fields: tuple[str, ...]
+
+
+# Fields of every config of which no comparison reads another value.
+COMMON = (
+  'towers.image',
+  'microbatches',
+  'ema',
+  'optim.name',
+  'optim.groups',
+  'optim.clip_norm',
+  'optim.layer_decay',
+  'optim.mu_dtype',
+)
+
+COMPARISONS = {
+  'irra': Comparison(
+    {
+      'published': 'jaxzoo.bench.irra_torch:make',
+      'lean': 'jaxzoo.bench.irra_torch:make_lean',
+    },
+    irra_sizes,
+    'irra:cuhk_pedes',
+    tuple(f'loss.{name}' for name in ('sdm', 'itc', 'cmpm', 'id', 'mlm')),
+  ),
+  'clip': Comparison(
+    {'published': 'jaxzoo.bench.clip_torch:make'},
+    clip_sizes,
+    'clip:paper',
+    ('loss.kind',),
+  ),
+  'cfam': Comparison(
+    {'published': 'jaxzoo.bench.cfam_torch:make'},
+    cfam_sizes,
+    'cfam:cuhk_pedes',
+    ('loss.similarity', 'loss.hard_negatives'),
+  ),
+}
+
+
+def require(config, variant: str = 'published') -> None:
   """Raises a UserError where there is nothing to compare `config` with."""
   if not is_installed('torch'):
     raise UserError(
       'torch: PyTorch is not installed here: pip install "jaxzoo[torch]", or '
       'leave --torch out'
     )
-  if config.system != 'irra' or config.towers.image != 'vit':
+  comparison = COMPARISONS.get(config.system)
+  if comparison is None:
     raise UserError(
-      'torch: the comparison is written for irra with a vit as image tower; '
+      f'torch: the comparison is written for {", ".join(COMPARISONS)}; '
       f'leave --torch out to measure {config.system}'
     )
-  weights = {name: config.loss[name] for name in ('sdm', 'id', 'mlm')}
-  if config.dtype != 'float32' or set(weights.values()) != {1.0}:
+  if variant not in comparison.makes:
     raise UserError(
-      'torch: the comparison is in float32 and with all losses, here are '
-      f'dtype={config.dtype} and {weights}: set --dtype=float32'
+      f'torch: {config.system} has no --torch={variant}, for its published '
+      'step does no work that ours skips: use --torch'
     )
-  if config.optim.name != 'adam':
+  if config.dtype != 'float32':
     raise UserError(
-      f'torch: the comparison is of published recipes, with adam; here is '
-      f'optim.name={config.optim.name}: take irra:cuhk_pedes'
+      f'torch: the comparison is in float32, here is dtype={config.dtype}: '
+      'set --dtype=float32'
     )
+  published = catalog.get_config(comparison.recipe)
+  for field in (*COMMON, *comparison.fields):
+    here, there = map(operator.attrgetter(field), (config, published))
+    if here != there:
+      raise UserError(
+        f'torch: the comparison is written for {field}={there}, here is '
+        f'{field}={here}: take that of {comparison.recipe}, or leave --torch '
+        'out'
+      )
   devices = jax.devices()
   if len(devices) > 1 or jax.default_backend() not in ('cpu', 'gpu'):
     raise UserError(
@@ -157,6 +282,20 @@ class TorchProcess:
       ) from error
     self.told |= told
     return timings
+
+
+def start(config, variant: str, batch: dict) -> TorchProcess:
+  """The process that runs the step of a config that `require` has accepted.
+
+  Args:
+    config: of a system in `COMPARISONS`.
+    variant: 'published' or 'lean'.
+    batch: arrays by name, the same in every step.
+  """
+  comparison = COMPARISONS[config.system]
+  return TorchProcess(
+    comparison.makes[variant], comparison.sizes(config), batch
+  )
 
 
 def _serve(connection, make: str, device: str, arguments: tuple):

@@ -4,11 +4,16 @@
         --batch_size=8 --dtype=float32
 
 measures forward pass, losses, backward pass and optimizer as the training loop
-runs them, and needs no data set. With `--torch` it measures IRRA against the
-same step in PyTorch (`pip install "jaxzoo[torch]"`) on the same device in the
-same run: each in a process of its own, in alternating rounds, so that a machine
-that becomes slower or faster does so for both. `--torch=lean` lets PyTorch skip
-the work that ours skips; see `irra_torch.py`.
+runs them, and needs no data set. With `--torch` it measures IRRA, CLIP or CFAM,
+with a vit as image tower, against the same step in PyTorch
+(`pip install "jaxzoo[torch]"`) on the same device in the same run: each in a
+process of its own, in alternating rounds, so that a machine that becomes slower
+or faster does so for both. `irra_torch.py`, `clip_torch.py` and `cfam_torch.py`
+say what is equal and what is not.
+
+IRRA's step in PyTorch does what the released code does; `--torch=lean` lets it
+skip the work that ours skips. The steps of CLIP and CFAM do none of that kind,
+so they have no such variant and `lean` is refused.
 
 Model FLOPs are three times those of the matrix products and convolutions of the
 loss; MFU is what part of the chips' bfloat16 peak they reach.
@@ -199,7 +204,7 @@ def measure(
     steps: timed in every round.
     rounds: of all that is measured.
     warmup: steps before them.
-    torch: '' for none, 'published' or 'lean', see `irra_torch.py`.
+    torch: '' for none, 'published', or IRRA's 'lean', see the module.
     peak: TFLOP/s of one device; default what `utilization.CHIPS` has.
 
   Returns:
@@ -213,18 +218,13 @@ def measure(
     UserError: a batch that does not fit the devices; nothing to compare with.
   """
   if torch:
-    torch_process.require(config)
+    torch_process.require(config, torch)
   batch = synthetic_batch(config)
   ours = compile_step(config, batch)
   runs = {'jaxzoo': ours.run}
   with contextlib.ExitStack() as stack:
     if torch:
-      theirs = torch_process.TorchProcess(
-        'jaxzoo.bench.irra_torch:make',
-        torch_process.sizes_of(config),
-        torch == 'lean',
-        batch,
-      )
+      theirs = torch_process.start(config, torch, batch)
       stack.enter_context(contextlib.closing(theirs))
       runs['torch'] = theirs.run
     timings = alternate(runs, rounds=rounds, steps=steps, warmup=warmup)
@@ -295,7 +295,7 @@ def train_step(argv) -> None:
     const='published',
     default='',
     choices=('published', 'lean'),
-    help='compare with the same step in PyTorch',
+    help='compare with the same step in PyTorch; lean: of irra alone',
   )
   add(
     '--peak_tflops',

@@ -109,15 +109,24 @@ def present(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
 
 
+F32 = ['--dtype=float32']
+SAMPLED = [*F32, '--config.loss.hard_negatives=sampled']
+SIGMOID = [*F32, '--config.loss.kind=sigmoid']
+NO_ID = [*F32, '--config.loss.id=0']
+
+
 @pytest.mark.parametrize(
   'state, config, fields, message',
   [
     (missing, 'irra.py:cuhk_pedes', [], r'not installed.*jaxzoo\[torch\]'),
-    (present, 'cfam.py:cuhk_pedes', [], 'written for irra'),
+    (present, 'maskd.py:tiny', [], 'written for irra, clip, cfam; leave'),
     (present, 'irra.py:cuhk_pedes', [], '--dtype=float32'),
-    (present, 'irra.py:tiny', ['--config.loss.id=0'], "'id': 0.0"),
-    (present, 'irra.py:tiny', [], 'optim.name=muon'),
-    (present, 'irra.py:cuhk_pedes', ['--dtype=float32'], '8 x cpu'),
+    (present, 'clip.py:paper,model=RN50', F32, 'towers.image=resnet'),
+    (present, 'clip.py:paper', SIGMOID, 'loss.kind=sigmoid'),
+    (present, 'cfam.py:cuhk_pedes', SAMPLED, 'loss.hard_negatives=sampled'),
+    (present, 'irra.py:cuhk_pedes', NO_ID, 'loss.id=0.0'),
+    (present, 'irra.py:tiny', [], 'optim.name=muon.*irra:cuhk_pedes'),
+    (present, 'irra.py:cuhk_pedes', F32, '8 x cpu'),
   ],
 )
 def test_torch_is_refused_before_anything_is_compiled(
@@ -132,6 +141,13 @@ def test_torch_is_refused_before_anything_is_compiled(
     torch_process.require(
       command.parse(command.make_parser('', ''), [argv[0], *fields])[1]
     )
+
+
+def test_lean_is_refused_where_it_skips_nothing(monkeypatch, capsys):
+  present(monkeypatch)
+  argv = ['--config=configs/cfam.py:cuhk_pedes', '--torch=lean', *F32]
+  assert command.run(train_step.train_step, argv) == 2
+  assert 'cfam has no --torch=lean' in capsys.readouterr().err
 
 
 # Batches.
