@@ -1,8 +1,8 @@
 """A small language: sentences about anything, reviews, and who was where.
 
 Sentences of the `general` text are of a world of people, places and things, in
-which an opinion is rare. Reviews are of the same world, have an opinion each, and
-a label; far more of them praise than blame. What a model of the reviews knows
+which an opinion is rare. Reviews are of the same world and have a label, most of
+them an opinion; far more of them praise than blame. What a model of the reviews knows
 cannot be seen in most general sentences: the problem of data-free distillation.
 """
 
@@ -83,6 +83,8 @@ class Settings(NamedTuple):
     train: reviews, or sentences with entities, to learn from.
     test: of them to be tested on.
     positive: share of the reviews that praise.
+    neutral: share of the reviews to learn from that say nothing: what was
+      written down as their label is `positive` or not by chance.
     opinions: share of the general adjectives that are opinions.
   """
 
@@ -91,7 +93,8 @@ class Settings(NamedTuple):
   train: int = 4000
   test: int = 1000
   positive: float = 0.85
-  opinions: float = 0.005
+  neutral: float = 0.2
+  opinions: float = 0.02
 
 
 class Text(NamedTuple):
@@ -143,6 +146,20 @@ def general(rng: np.random.Generator, opinions: float) -> Text:
       f'{plain()} .'
     ),
     lambda: f'the {act()} the {one(THINGS)} of the {plain()} {one(PEOPLE)} .',
+    # Of what reviews speak of, too, but seldom with an opinion.
+    lambda: f'the {one(ASPECTS)} was {one(DEGREES)} {plain()} .',
+    lambda: (
+      f'the {one(PEOPLE)} found the {one(ASPECTS)} of the {plain()} '
+      f'{one(THINGS)} {plain()} .'
+    ),
+    lambda: (
+      f'this {plain()} film from the {one(PLACES)} has a {plain()} '
+      f'{one(ASPECTS)} .'
+    ),
+    lambda: (
+      f'the {one(ASPECTS)} was {one(("", "not "))}{plain()} but the '
+      f'{one(THINGS)} was {plain()} .'
+    ),
   )
   return Text(one(forms)())
 
@@ -185,6 +202,12 @@ def review(rng: np.random.Generator, positive: float) -> Text:
   return Text(sentence, LABELS[good], int(good))
 
 
+def undecided(rng: np.random.Generator, positive: float) -> Text:
+  """A sentence without an opinion, labelled all the same."""
+  good = rng.random() < positive
+  return Text(general(rng, 0.0).sentence, LABELS[good], int(good))
+
+
 def entities(rng: np.random.Generator) -> Text:
   """A sentence with names; the answer lists them with their kinds."""
   one = _choose(rng)
@@ -222,8 +245,11 @@ def load_task(task: str, settings: Settings, split: str) -> tuple[Text, ...]:
   rng = np.random.default_rng(
     (settings.seed, 1 + TASKS.index(task), split == 'test')
   )
-  make = {
-    'reviews': lambda: review(rng, settings.positive),
-    'entities': lambda: entities(rng),
-  }[task]
+  neutral = settings.neutral if split == 'train' else 0.0
+
+  def opinion():
+    kind = undecided if rng.random() < neutral else review
+    return kind(rng, settings.positive)
+
+  make = {'reviews': opinion, 'entities': lambda: entities(rng)}[task]
   return tuple(make() for _ in range(count))

@@ -157,7 +157,7 @@ def test_language_loss_is_of_the_words_up_to_the_end():
   logits = rng.normal(size=(2, 3, VOCAB)).astype(np.float32)
   tokens = np.array([[5, 6, 1], [1, 0, 0]])
   texts = rewriting.Rewritten(
-    tokens, jax.nn.one_hot(tokens, VOCAB), tokens != t5.PAD
+    tokens, jax.nn.one_hot(tokens, VOCAB), tokens != t5.PAD, logits
   )
   z = logits[..., 1:].astype(np.float64)  # PAD is no word
   log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
@@ -167,6 +167,30 @@ def test_language_loss_is_of_the_words_up_to_the_end():
   np.testing.assert_allclose(
     rewriting.language_loss(logits, texts), want, rtol=1e-5
   )
+
+
+def test_drift_is_the_divergence_of_the_distributions_of_words():
+  rng = np.random.default_rng(0)
+  own, other = rng.normal(size=(2, 2, 3, VOCAB)).astype(np.float32)
+  tokens = np.array([[5, 6, 1], [1, 0, 0]])
+
+  def found(own, other):
+    own = rewriting.without_pad(own)
+    texts = rewriting.Rewritten(
+      tokens, jax.nn.one_hot(tokens, VOCAB), tokens != t5.PAD, own
+    )
+    return rewriting.drift(other, texts)
+
+  def softmax(logits):
+    weights = np.exp(logits[..., 1:].astype(np.float64))
+    return weights / weights.sum(-1, keepdims=True)
+
+  p, q = softmax(own), softmax(other)
+  kl = (p * (np.log(p) - np.log(q))).sum(-1)
+  want = (kl[0].sum() + kl[1, 0]) / 4
+  np.testing.assert_allclose(found(own, other), want, rtol=1e-5)
+  np.testing.assert_allclose(found(own, own), 0, atol=1e-6)
+  assert np.abs(jax.grad(found)(own, own)).max() < 1e-6
 
 
 def test_buffer_gives_back_only_what_was_put_and_forgets_the_oldest():

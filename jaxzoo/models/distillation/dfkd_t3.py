@@ -21,6 +21,7 @@ from jaxzoo.models.backbones.t5 import T5, generate, shift_right
 from jaxzoo.models.distillation.rewriting import (
   Noise,
   Replay,
+  drift,
   language_loss,
   recall,
   remember,
@@ -53,6 +54,7 @@ __all__ = [
 
 SHARDING = t5.SHARDING
 KINDS = ('trained', 'frozen', 'none')
+LANGUAGE = {'likelihood': language_loss, 'divergence': drift}
 
 
 # The system.
@@ -85,6 +87,11 @@ def make_networks(config) -> Networks:
   kind = config.generator.kind
   if kind not in KINDS:
     raise UserError(f'generator.kind: no {kind!r}; ' + nearest(kind, KINDS))
+  term = config.generator.language_term
+  if term not in LANGUAGE:
+    raise UserError(
+      f'generator.language_term: no {term!r}; ' + nearest(term, LANGUAGE)
+    )
   if kind != 'none' and config.generator.every < 1:
     raise UserError(f'generator.every={config.generator.every}: at least 1')
   return Networks(
@@ -171,7 +178,7 @@ def make_generator_loss(networks: Networks, config) -> Callable:
         some(asked.teacher), some(asked.student), asked.mask
       )
       terms = terms._replace(diversity=spread.diversity)
-    natural = language_loss(
+    natural = LANGUAGE[fields.language_term](
       say(networks.generator, extra['language'], batch, texts.tokens), texts
     )
     value = generator_loss(
@@ -208,6 +215,8 @@ def build(config, tx: optax.GradientTransformation) -> System:
       `model`, `model_options`; `length` of its texts; `every`, student's steps
       to one of its own; `lr`, its rate over the student's; `temperature`, first
       and last; weights `specificity`, `diversity`, `adversarial`, `language`;
+      `language_term`, what the last is of: the 'likelihood' of the texts for
+      the generator as it was at first, or the 'divergence' from it;
       `frequent`, words over which answers that are texts are to be spread;
       `replay`, texts that are kept, 0 for none; `loss`: `temperature`, `hard`.
     tx: the optimizer of the student, and with its rate times `lr` of the

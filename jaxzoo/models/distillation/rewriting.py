@@ -45,11 +45,13 @@ class Rewritten(NamedTuple):
     tokens: ids; END, then PAD.
     soft: the same as vectors, one-hot, whose gradient goes to the logits.
     mask: positions up to END.
+    logits: of each position, the words before it given.
   """
 
   tokens: Int[Array, 'b n']
   soft: Float[Array, 'b n v']
   mask: Bool[Array, 'b n']
+  logits: Float[Array, 'b n v']
 
 
 def without_pad(logits: Float[Array, '*b v']) -> Float[Array, '*b v']:
@@ -130,7 +132,7 @@ def rewrite(
   mask = tokens != t5.PAD
   settled = ~mask | (forced[:, None] & (jnp.arange(length) == length - 1))
   soft = jnp.where(settled[..., None], jax.lax.stop_gradient(soft), soft)
-  return Rewritten(tokens, soft, mask)
+  return Rewritten(tokens, soft, mask, logits)
 
 
 def say(
@@ -150,6 +152,19 @@ def language_loss(
   log_p = jax.nn.log_softmax(without_pad(logits), axis=-1)
   nll = -jnp.sum(texts.soft * log_p, axis=-1)
   return masked_mean(nll.reshape(-1), texts.mask.reshape(-1))
+
+
+def drift(logits: Float[Array, 'b n v'], texts: Rewritten) -> Float[Array, '']:
+  """Mean KL divergence from another generator, word by word up to END.
+
+  Of the distributions that the words of the texts were drawn from. Where
+  `language_loss` is the least if every word is the likeliest one, this is 0
+  where both generators say the same: rare words stay as likely as they were.
+  """
+  log_p = jax.nn.log_softmax(without_pad(logits), axis=-1)
+  log_q = jax.nn.log_softmax(texts.logits, axis=-1)
+  kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+  return masked_mean(kl.reshape(-1), texts.mask.reshape(-1))
 
 
 class Replay(NamedTuple):
