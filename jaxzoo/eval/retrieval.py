@@ -18,6 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxzoo.errors import UserError
 
+# Relevant images of a query up to which counting is faster than sorting.
+FEW = 64
+
 
 class PerQuery(NamedTuple):
   """What one ranking a query amounts to; shares are in [0, 1].
@@ -145,6 +148,9 @@ def per_query(
 
   Raises:
     ValueError: shapes do not fit.
+
+  Where no query has more than `FEW` relevant images nothing is sorted: the rank
+  of each of them is the number of images ahead of it.
   """
   query, query_pids, query_mask = _checked(
     'query', query, query_pids, query_mask
@@ -155,8 +161,14 @@ def per_query(
   _check_widths(query, gallery)
   # Padding goes to the end: the released mSD depends on the gallery's order.
   order = np.argsort(~gallery_mask, kind='stable')
+  most = _most_relevant(query_pids[query_mask], gallery_pids[gallery_mask])
+  measure = _measure_by_sorting
+  if most <= FEW:
+    # A few sizes, so that there are few programs.
+    count = min(1 << max(0, most - 1).bit_length(), len(gallery))
+    measure = functools.partial(_measure_by_counting, count=count)
   compute = functools.partial(
-    _measure,
+    measure,
     gallery=_normalize(gallery[order]),
     gallery_pids=gallery_pids[order],
     gallery_mask=gallery_mask[order],
@@ -204,46 +216,133 @@ def rank(
   return _by_tiles(compute, tile, query)
 
 
-@jax.jit
-def _measure(
-  query, query_pids, query_mask, *, gallery, gallery_pids, gallery_mask
-) -> PerQuery:
-  s = _cosine(query, gallery)  # [q, g]
+def _most_relevant(query_pids, gallery_pids) -> int:
+  """Relevant images of the query that has most."""
+  identities, counts = np.unique(gallery_pids, return_counts=True)
+  return int(counts[np.isin(identities, query_pids)].max(initial=0))
+
+
+def _compare(
+  query, query_pids, query_mask, gallery, gallery_pids, gallery_mask
+):
+  """(cosines s, relevance y), [q, g] each; y is False where masked."""
   y = query_pids[:, None] == gallery_pids[None]
   y &= query_mask[:, None] & gallery_mask[None]
+  return _cosine(query, gallery), y
+
+
+@jax.jit
+def _measure_by_sorting(
+  query, query_pids, query_mask, *, gallery, gallery_pids, gallery_mask
+) -> PerQuery:
+  s, y = _compare(
+    query, query_pids, query_mask, gallery, gallery_pids, gallery_mask
+  )
   # Masked images go last, where they weigh nothing.
   key = jnp.where(gallery_mask[None], -s, jnp.inf)
   key, ranked_y = lax.sort((key, y), num_keys=1, is_stable=True)
   u = jnp.where(gallery_mask[None], _to_unit(s), 0)
   ranked_u = jnp.where(key == jnp.inf, 0, _to_unit(-key))
 
-  relevant = jnp.sum(ranked_y, axis=1)
+  relevant = jnp.sum(y, axis=1)
   ranks = jnp.arange(1, s.shape[1] + 1)
   m_over_r = jnp.cumsum(ranked_y, axis=1) / ranks
   average_precision = _mean_where(m_over_r, ranked_y)
   last_rank = jnp.max(ranked_y * ranks, axis=1)
   first_rank = jnp.where(relevant > 0, jnp.argmax(ranked_y, axis=1) + 1, 0)
 
-  others = jnp.sum(gallery_mask) - relevant
-  finite = jnp.all(jnp.isfinite(s) | ~gallery_mask[None], axis=1)
-  bad = ~finite & (relevant > 0)
   values = [
     average_precision,
     relevant / jnp.maximum(last_rank, 1),
-    _similarity_distribution(ranked_y, ranked_u, others),
-    _similarity_distribution(ranked_y, u, others),
-  ]
+    *(
+      _similarity_distribution(
+        jnp.cumsum(ranked_y * v, axis=1), jnp.cumsum(v, axis=1), ranked_y,
+        jnp.sum(ranked_y * v, axis=1), jnp.sum(~ranked_y * v, axis=1),
+        jnp.sum(gallery_mask),
+      )
+      for v in (ranked_u, u)
+    ),
+  ]  # fmt: skip
+  return _told(s, gallery_mask, relevant, first_rank, values)
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def _measure_by_counting(
+  query, query_pids, query_mask, *, gallery, gallery_pids, gallery_mask, count
+) -> PerQuery:
+  """As `_measure_by_sorting`, where no query has more than `count` relevant."""
+  s, y = _compare(
+    query, query_pids, query_mask, gallery, gallery_pids, gallery_mask
+  )
+  u = jnp.where(gallery_mask[None], _to_unit(s), 0)
+  ranked = jnp.where(gallery_mask[None], s, -jnp.inf)
+  relevant = jnp.sum(y, axis=1)
+  _, places = lax.top_k(y.astype(jnp.float32), count)  # the first ones first
+  real = jnp.arange(count) < relevant[:, None]
+  places_of_all = jnp.arange(s.shape[1])
+
+  def sums(place):
+    """Of the images that are not behind one place [q]: of 1, y, u and y u."""
+    own = jnp.take_along_axis(ranked, place[:, None], axis=1)
+    near = (ranked == own) & (places_of_all <= place[:, None])
+    ahead = (ranked > own) | near
+    parts = (ahead, ahead & y, ahead * u, (ahead & y) * u)
+    return [jnp.sum(x, axis=1) for x in parts]
+
+  rank, hits, sum_u, sum_yu = (x.T for x in lax.map(sums, places.T))
+  rank = jnp.where(real, rank, 0)
+  # The same sums where u keeps the gallery's order: those of its first places.
+  first = lambda x: jnp.take_along_axis(x, jnp.maximum(rank - 1, 0), axis=1)
+  released = jnp.where(real, first(u), 0)
+  before = (rank[:, None] <= rank[..., None]) & real[:, None]
+  values = [
+    _mean_where(hits / jnp.maximum(rank, 1), real),
+    relevant / jnp.maximum(rank.max(1), 1),
+    *(
+      _similarity_distribution(
+        shares, totals, real, positive, jnp.sum(u, axis=1) - positive,
+        jnp.sum(gallery_mask),
+      )
+      for shares, totals, positive in (
+        (sum_yu, sum_u, jnp.sum(y * u, axis=1)),
+        (
+          jnp.sum(before * released[:, None], axis=2),
+          first(jnp.cumsum(u, axis=1)),
+          released.sum(1),
+        ),
+      )
+    ),
+  ]  # fmt: skip
+  first_rank = jnp.min(jnp.where(real, rank, s.shape[1]), axis=1)
+  first_rank = jnp.where(relevant > 0, first_rank, 0)
+  return _told(s, gallery_mask, relevant, first_rank, values)
+
+
+def _told(s, gallery_mask, relevant, first_rank, values) -> PerQuery:
+  """The measures, NaN where a cosine that counts is not finite."""
+  finite = jnp.all(jnp.isfinite(s) | ~gallery_mask[None], axis=1)
+  bad = ~finite & (relevant > 0)
   values = [jnp.where(bad, jnp.nan, v).astype(jnp.float32) for v in values]
   return PerQuery(relevant, first_rank, *values)
 
 
-def _similarity_distribution(y, u, others):
-  positive = jnp.sum(y * u, axis=1) / jnp.maximum(jnp.sum(y, axis=1), 1)
-  negative = jnp.sum(~y * u, axis=1) / jnp.maximum(others, 1)
+def _similarity_distribution(
+  sum_yu, sum_u, relevant, positive, negative, images
+):
+  """SD of `PerQuery`.
+
+  Args:
+    sum_yu, sum_u: [q, n] sums of y u and of u up to ranks.
+    relevant: bool [q, n], which of the ranks count.
+    positive, negative: [q] sums of u of relevant and of other images.
+    images: how many of both there are.
+  """
   tiny = jnp.finfo(jnp.float32).tiny
+  count = jnp.sum(relevant, axis=1)
+  positive /= jnp.maximum(count, 1)
+  negative /= jnp.maximum(images - count, 1)
   contrast = 1 - jnp.exp(-positive / jnp.maximum(negative, tiny))
-  share = jnp.cumsum(y * u, axis=1) / jnp.maximum(jnp.cumsum(u, axis=1), tiny)
-  return contrast * _mean_where(share, y)
+  return contrast * _mean_where(sum_yu / jnp.maximum(sum_u, tiny), relevant)
 
 
 @functools.partial(jax.jit, static_argnames='k')
