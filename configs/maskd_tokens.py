@@ -10,6 +10,7 @@ masks leave it what it needs. configs/maskd.py does so by itself.
     --config=configs/maskd_tokens.py:folder \\
         --config.stages.teacher.run=DIR --config.data.root=DIR \\
         --config.num_classes=N                a teacher of your pictures
+    --config=configs/maskd_tokens.py:paper    of Cityscapes, on the logits
 """
 
 from jaxzoo import catalog, configuration
@@ -22,6 +23,7 @@ def get_config(variant=''):
     'tiny': tiny,
     'logits': logits,
     'folder': folder,
+    'paper': paper,
   }
   make, _ = configuration.choose_variant(variant, variants)
   return make()
@@ -86,4 +88,15 @@ def folder():
   config.optim.name = 'adam'
   config.optim.lr = 0.01
   config.optim.weight_decay = 1e-3
+  return config
+
+
+def paper():
+  """[paper] 10,000 steps of SGD with 0.1."""
+  config = common('paper')
+  config.epochs = 53.8  # of 2,975 pictures
+  config.optim.name = 'sgd'
+  config.optim.lr = 0.1
+  config.optim.weight_decay = 1e-3
+  config.optim.schedule = 'poly'
   return config

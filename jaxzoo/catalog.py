@@ -263,7 +263,7 @@ _ENTRIES = (
     'distillation of features inside learned masks',
     'arXiv 2205.14589, ICLR 2023',
     'distillation',
-    ('baseline', 'tiny', 'alone', 'logits', 'folder'),
+    ('baseline', 'tiny', 'alone', 'logits', 'folder', 'paper'),
     system='distillation',
   ),
   Entry(
@@ -271,7 +271,7 @@ _ENTRIES = (
     'receptive tokens on a frozen teacher, the first stage of maskd',
     'arXiv 2205.14589, ICLR 2023',
     'distillation',
-    ('baseline', 'tiny', 'logits', 'folder'),
+    ('baseline', 'tiny', 'logits', 'folder', 'paper'),
   ),
   Entry(
     'mbn',
