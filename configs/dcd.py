@@ -2,9 +2,9 @@
 
     python -m jaxzoo.main --config=configs/dcd.py
 
-trains a small residual network of dynamic convolutions on the embedded
-`shapes`, so narrow that kernels which fit themselves to the picture help:
-docs/results.md has what was measured.
+trains a small residual network of dynamic convolutions, kernels that fit
+themselves to the picture, on the embedded `shapes`; docs/results.md has what
+was measured.
 
     --config=configs/dcd.py:baseline    the same network of static convolutions
     --config=configs/dcd.py:paper       ResNet-50 on ImageNet; also ,model=NAME
