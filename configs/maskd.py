@@ -27,6 +27,11 @@ import ml_collections
 from jaxzoo import catalog, configuration
 from jaxzoo.stages import stage
 
+# [paper] For segmentation: eight tokens on the logits, without heads.
+LOGITS = dict(
+  weight=1.0, num_tokens=8, weighted=False, custom=False, on='logits'
+)
+
 
 def get_config(variant=''):
   variants = {
@@ -93,12 +98,6 @@ def alone():
   return config
 
 
-# [paper] For segmentation: eight tokens on the logits, without heads.
-LOGITS = dict(
-  weight=1.0, num_tokens=8, weighted=False, custom=False, on='logits'
-)
-
-
 def logits():
   config = halved(common('', 'maskd_tokens:logits'))
   config.distill.maskd = dict(LOGITS)
@@ -135,8 +134,6 @@ def paper():
   config.image_size = (512, 1024)
   config.distill.maskd = dict(LOGITS)
   config.epochs = 215.1  # of 2,975 pictures
-  config.optim.lr = 0.02
-  config.optim.weight_decay = 5e-4
   own = ('data.root', 'num_classes', 'image_size')
   config.stages.teacher = stage(
     'segmentation:folder,model=resnet101', inherit=(*own, 'epochs')

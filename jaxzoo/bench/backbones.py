@@ -44,7 +44,7 @@ from jaxzoo.models.cards import MODELS, list_models
 from jaxzoo.models.cards.card import Built, ModelCard
 from jaxzoo.models.create import build_model
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
-from jaxzoo.platform import options_for_once
+from jaxzoo.once import call_once
 from jaxzoo.train.flops import TRAINING_FACTOR, count_flops
 
 MODES = ('inference', 'training')
@@ -187,10 +187,7 @@ def measure(name: str, mode: str, settings: Settings) -> dict[str, Any]:
   built = build_model(name, dtype=settings.dtype, image_size=size)
   inputs = jax.device_put(make_inputs(built, settings.batch_size))
   blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
-  init = jax.jit(
-    built.module.init, compiler_options=options_for_once(jax.default_backend())
-  )
-  variables = init(jax.random.key(0), *blank)
+  variables = call_once(lambda: built.module.init(jax.random.key(0), *blank))
   flops = count_flops(built.module.apply, variables, *blank)
   if mode == 'training':
     ours = compile_training(built.module, card, variables, inputs)

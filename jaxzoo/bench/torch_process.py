@@ -30,11 +30,16 @@ class Recipe(NamedTuple):
   weight_decay: float
 
 
-def recipe_of(config) -> Recipe:
-  """The numbers of `config.optim`."""
-  fields = config.optim
-  return Recipe(
-    fields.lr, (fields.b1, fields.b2), fields.eps, fields.weight_decay
+def shared_sizes(config) -> dict:
+  """What every comparison reads of a config, by the names of its sizes."""
+  optim = config.optim
+  return dict(
+    towers=config.towers.to_dict(),
+    image_size=tuple(config.image_size),
+    text_length=config.text_length,
+    recipe=Recipe(
+      optim.lr, (optim.b1, optim.b2), optim.eps, optim.weight_decay
+    ),
   )
 
 
@@ -55,15 +60,12 @@ class IrraSizes(NamedTuple):
 def irra_sizes(config) -> IrraSizes:
   """The sizes and the recipe of a config of IRRA."""
   return IrraSizes(
-    towers=config.towers.to_dict(),
-    image_size=tuple(config.image_size),
-    text_length=config.text_length,
+    **shared_sizes(config),
     num_classes=config.num_classes,
     cross_modal_depth=config.cross_modal_depth,
     mlm_budget=config.loss.mlm_budget,
     mask_retrieval_text=config.loss.mask_retrieval_text,
     scale=1 / config.loss.temperature,
-    recipe=recipe_of(config),
   )
 
 
@@ -78,12 +80,7 @@ class ClipSizes(NamedTuple):
 
 def clip_sizes(config) -> ClipSizes:
   """The sizes and the recipe of a config of CLIP."""
-  return ClipSizes(
-    towers=config.towers.to_dict(),
-    image_size=tuple(config.image_size),
-    text_length=config.text_length,
-    recipe=recipe_of(config),
-  )
+  return ClipSizes(**shared_sizes(config))
 
 
 class CfamSizes(NamedTuple):
@@ -104,14 +101,11 @@ class CfamSizes(NamedTuple):
 def cfam_sizes(config) -> CfamSizes:
   """The sizes and the recipe of a config of CFAM."""
   return CfamSizes(
-    towers=config.towers.to_dict(),
-    image_size=tuple(config.image_size),
-    text_length=config.text_length,
+    **shared_sizes(config),
     num_classes=config.num_classes,
     **config.granularity.to_dict(),
     weights={name: config.loss[name] for name in ('gs', 'ls', 'm', 'cid')},
     scale=1 / config.loss.temperature,
-    recipe=recipe_of(config),
   )
 
 

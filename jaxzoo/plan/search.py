@@ -185,7 +185,7 @@ def _try(config, fields, attempt, tell, strict=False) -> Change | None:
     return None
   try:
     report = attempt(other)
-  except (UserError, NotImplementedError) as error:
+  except UserError as error:
     if strict:
       raise
     tell(Change(fields, None, str(error)))

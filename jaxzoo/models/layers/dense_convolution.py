@@ -12,7 +12,7 @@ The compiler brings those of `jax.grad` into that form as well, but not inside o
 loops and branches, where they are up to 30 times slower.
 
 A map smaller than the kernel (the last ones of small pictures) it takes for the
-kernel, and the kernel for the map, in a form that runs 20 to 30 times slower: such
+kernel, and the kernel for the map, in a form that runs many times slower: such
 maps have their zeros before they come to it. (What all this gains is in
 docs/performance.md: `python -m jaxzoo.bench.formulations convolution small`.)
 """
