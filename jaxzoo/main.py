@@ -6,6 +6,11 @@
     python -m jaxzoo.main --list
 """
 
+if __name__ == '__main__':
+  from jaxzoo import huge_pages
+
+  huge_pages.restart()
+
 import argparse
 import contextlib
 import functools

@@ -59,7 +59,7 @@ class Settings(NamedTuple):
     dtype: of the computation.
     steps: timed in every round.
     rounds: of all that is measured.
-    warmup: steps before them.
+    warmup: steps before those of a turn.
     torch: whether to measure the reference.
     image_size: side of the images; 0: as published.
   """
@@ -292,7 +292,7 @@ def backbones(argv) -> None:
   add('--dtype', default=default.dtype, help='(%(default)s)')
   add('--steps', type=int, default=default.steps, help='in a round')
   add('--rounds', type=int, default=default.rounds)
-  add('--warmup', type=int, default=default.warmup, help='steps before')
+  add('--warmup', type=int, default=default.warmup, help='steps before a turn')
   add('--image_size', type=int, default=0, help='default: as published')
   add('--no_torch', action='store_true', help='ours alone')
   add('--json', metavar='FILE', help='write the numbers')

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from jaxzoo import configuration
+from jaxzoo import configuration, huge_pages
 from jaxzoo.errors import UserError
 from jaxzoo.train import host
 
@@ -73,9 +73,16 @@ def write_json(path: str, result: dict) -> None:
 
 
 def run(command: Callable[[list[str]], None], argv=None) -> int:
-  """Runs a command; 0, or 2 for a mistake that the message says how to mend."""
+  """Runs a command; 0, or 2 for a mistake that the message says how to mend.
+
+  Args:
+    command: takes the arguments.
+    argv: the arguments; default: those of the process, which is the command.
+  """
+  if argv is None:
+    huge_pages.restart()
   logging.set_verbosity(logging.WARNING)
-  host.keep_freed_memory()  # as training does
+  host.keep_freed_memory()  # both as training does
   try:
     command(sys.argv[1:] if argv is None else argv)
   except UserError as error:

@@ -69,7 +69,7 @@ def measure(configs: dict, *, steps: int, rounds: int, warmup: int) -> dict:
     configs: label -> config.
     steps: timed in every round, of training and of prediction.
     rounds: of all that is measured.
-    warmup: steps before them.
+    warmup: steps before those of a turn.
 
   Returns:
     label -> `mmacs`, and for 'training' and 'prediction' `images_per_second`;
@@ -127,7 +127,7 @@ def compare(argv) -> None:
   add('--against', required=True, metavar='FILE[:VARIANT]')
   add('--steps', type=int, default=20, help='timed in a round (%(default)s)')
   add('--rounds', type=int, default=5, help='(%(default)s)')
-  add('--warmup', type=int, default=2, help='steps before (%(default)s)')
+  add('--warmup', type=int, default=2, help='steps before a turn (%(default)s)')
   arguments, config = command.parse(parser, argv)
   command.require_positive(arguments, 'steps', 'rounds', 'warmup')
   other, _ = configuration.parse([f'--config={arguments.against}'])

@@ -131,13 +131,15 @@ def make_run(step, state, batch) -> Run:
 def alternate(
   runs: dict[str, Run], *, rounds: int, steps: int, warmup: int
 ) -> dict[str, Rounds]:
-  """Times of each runner; in every round each has its turn."""
-  for run in runs.values():
-    run(warmup)
+  """Times of each runner; in every round each has its turn.
+
+  A turn begins with `warmup` steps that do not count: caches and free memory
+  are what the other one has left.
+  """
   timings = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():
-      timings[name].append(run(steps))
+      timings[name].append(run(warmup + steps)[warmup:])
   return timings
 
 

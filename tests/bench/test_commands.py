@@ -50,22 +50,21 @@ def test_train_step_reports_the_step_of_a_system(tmp_path, capsys):
   assert 'images/s' in printed and 'cfam, batch 8, float32' in printed
 
 
-def test_rounds_alternate_after_a_warmup_of_each():
+def test_turns_alternate_and_begin_with_steps_that_do_not_count():
   calls = []
 
   def runner(name):
     def run(steps):
       calls.append((name, steps))
-      return [Timing(len(calls), 0.0)] * steps
+      return [Timing(10 * len(calls) + i, 0.0) for i in range(steps)]
 
     return run
 
   runs = {name: runner(name) for name in 'ab'}
   timings = train_step.alternate(runs, rounds=2, steps=3, warmup=1)
-  assert calls == [
-    ('a', 1), ('b', 1), ('a', 3), ('b', 3), ('a', 3), ('b', 3)
-  ]  # fmt: skip
-  assert [[t.wall for t in rows] for rows in timings['a']] == [[3] * 3, [5] * 3]
+  assert calls == [('a', 4), ('b', 4), ('a', 4), ('b', 4)]
+  walls = [[t.wall for t in rows] for rows in timings['a']]
+  assert walls == [[11, 12, 13], [31, 32, 33]]
 
 
 def test_steps_are_timed_from_the_end_of_the_one_before():

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.backbones.clip_resnet import CONV_INIT, ModifiedResNet
 from jaxzoo.models.cards import Built, ModelCard
+from jaxzoo.models.layers.activation import ACTIVATIONS
 from jaxzoo.models.layers.attention import causal_mask
 from jaxzoo.models.layers.transformer import (
-  ACTIVATIONS,
   BlockInit,
   Transformer,
   clip_init,

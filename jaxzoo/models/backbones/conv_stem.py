@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxzoo.errors import UserError, nearest
 from jaxzoo.models.backbones import backbone, vit
 from jaxzoo.models.cards import Built, ModelCard
-from jaxzoo.models.layers import transformer
+from jaxzoo.models.layers import activation
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, conv, uniform_bias
 from jaxzoo.models.layers.norm import BatchNorm
 from jaxzoo.models.layers.patch_embed import PatchEmbed, check_divisible
@@ -49,7 +49,7 @@ CONVOLUTIONS = ((7, 2), (3, 1), (3, 1))
 
 NORMS = ('batch', 'layer', 'instance_batch', 'none')
 ACTIVATIONS = {
-  **transformer.ACTIVATIONS,
+  **activation.ACTIVATIONS,
   'leaky_relu': nn.leaky_relu,
   'none': lambda x: x,
 }

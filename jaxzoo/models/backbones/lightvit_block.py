@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxzoo.models.layers import windows
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.attention import dot_product_attention
 from jaxzoo.models.layers.drop_path import DropPath
-from jaxzoo.models.layers.transformer import ACTIVATIONS, Mlp
+from jaxzoo.models.layers.transformer import Mlp
 
 INIT = nn.initializers.normal(0.02)  # of every matrix, table and token
-gelu = ACTIVATIONS['gelu']
 
 
 def norm(name: str, dtype: Any, epsilon: float = 1e-6) -> nn.LayerNorm:

@@ -19,11 +19,11 @@ from jaxzoo.models.backbones import backbone, swin_names
 from jaxzoo.models.backbones.backbone import Features
 from jaxzoo.models.cards import Built, ModelCard
 from jaxzoo.models.layers import windows
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, conv, uniform_bias
 from jaxzoo.models.layers.drop_path import DropPath, drop_path_rates
 from jaxzoo.models.layers.stack import stack
 from jaxzoo.models.layers.transformer import (
-  ACTIVATIONS,
   REMAT_POLICIES,
   Attention,
   Mlp,
@@ -119,9 +119,7 @@ class SwinBlock(nn.Module):
 
 def make_mlp(width: int, ratio: float, dtype: Any) -> Mlp:
   """`mlp` of the calling block: fc2(GELU(fc1 x))."""
-  return Mlp(
-    int(ratio * width), ACTIVATIONS['gelu'], INIT, INIT, dtype, name='mlp'
-  )
+  return Mlp(int(ratio * width), gelu, INIT, INIT, dtype, name='mlp')
 
 
 class BlockPair(nn.Module):

@@ -24,10 +24,11 @@ from jaxzoo.errors import UserError
 from jaxzoo.models.backbones import backbone
 from jaxzoo.models.backbones.backbone import Features
 from jaxzoo.models.cards import Built, ModelCard
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.attention import dot_product_attention
 from jaxzoo.models.layers.knn_attention import knn_attention
 from jaxzoo.models.layers.patch_embed import PatchEmbed
-from jaxzoo.models.layers.transformer import ACTIVATIONS, Transformer, vit_init
+from jaxzoo.models.layers.transformer import Transformer, vit_init
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 from jaxzoo.weights.vit import canonical, fit_positions
@@ -126,7 +127,7 @@ class ViT(nn.Module):
       self.num_heads,
       vit_init(),
       self.mlp_ratio,
-      ACTIVATIONS['gelu'],
+      gelu,
       self.scan,
       self.remat,
       self.dtype,

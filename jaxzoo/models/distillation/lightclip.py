@@ -22,6 +22,7 @@ from jaxzoo.models.backbones.clip import (
   SHARDING,
   end_positions,
 )
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.attention import causal_mask
 from jaxzoo.models.layers.image import normalize
 from jaxzoo.models.layers.transformer import Attention, Block, clip_init
@@ -261,7 +262,7 @@ class WordHead(nn.Module):
   def __call__(
     self, h: Float[Array, 'b n w'], table: Float[Array, 'v w']
   ) -> Float[Array, 'b n v']:
-    h = nn.gelu(nn.Dense(h.shape[-1], name='dense')(h), approximate=False)
+    h = gelu(nn.Dense(h.shape[-1], name='dense')(h))
     h = nn.LayerNorm(epsilon=1e-5, name='ln')(h)
     bias = self.param('bias', nn.initializers.zeros, table.shape[:1])
     return h @ table.T + bias

@@ -22,6 +22,7 @@ from jaxzoo.models.forecasting.baguan_codes import (
   to_patches,
   volume_sincos,
 )
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.attention import chunked_attention
 from jaxzoo.models.layers.drop_path import DropPath, drop_path_rates
 from jaxzoo.models.layers.stack import stack
@@ -214,7 +215,7 @@ class Block(nn.Module):
     x = x + path(gate1 * drop(attention('attn')(y)))
     y = (1 + scale2) * norm('ln_2', x) + shift2
     y = dense(int(self.mlp_ratio * width), 'fc1', self.dtype)(y)
-    y = drop(nn.gelu(y, approximate=False))
+    y = drop(gelu(y))
     return x + path(gate2 * drop(dense(width, 'fc2', self.dtype)(y)))
 
 

@@ -25,6 +25,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxzoo.errors import UserError, nearest
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, uniform_bias
 from jaxzoo.models.layers.hashed_dropout import HashedDropout
 from jaxzoo.models.layers.norm import BatchNorm, at_least_float32
@@ -89,11 +90,6 @@ def join_heads(x: Float[Array, 'b g h n e']) -> Float[Array, 'b g n d']:
   """Heads side by side, as everywhere else."""
   b, g, h, n, e = x.shape
   return x.transpose(0, 1, 3, 2, 4).reshape(b, g, n, h * e)
-
-
-def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
-  """x Phi(x), exact: by erf, which costs a fraction of `jax.nn`'s erfc."""
-  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def softmax(scores: Float[Array, '... n']) -> Float[Array, '... n']:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, uniform_bias
 from jaxzoo.models.layers.patch_embed import check_divisible
 from jaxzoo.models.layers.stack import stack
@@ -193,7 +194,7 @@ class GatedMlp(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     width = x.shape[-1]
     a, g = jnp.split(dense(2 * self.hidden, 'fc1', width, self.dtype)(x), 2, -1)
-    y = drop(a * nn.gelu(g, approximate=False))
+    y = drop(a * gelu(g))
     return drop(dense(width, 'fc2', self.hidden, self.dtype)(y))
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, uniform_bias
 
 KERNEL = 3
@@ -238,7 +239,7 @@ def residual(
 ) -> Float[Array, 'b t o']:
   """conv(gelu(conv(gelu(x)))) with the convolutions of `pair`."""
   for conv in pair:
-    x = convolve(nn.gelu(x, approximate=False), conv, dilation)
+    x = convolve(gelu(x), conv, dilation)
   return x
 
 

@@ -1,10 +1,13 @@
 """Scaled dot-product attention: the one function every network calls."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxzoo.models.layers import cudnn_attention, fused_attention
+from jaxzoo.models.layers.norm import at_least_float32
 
 
 def dot_product_attention(
@@ -60,9 +63,87 @@ def xla_attention(
   bias: Float[Array, '#*b #h #q #k'] | None = None,
   scale: float | None = None,
 ) -> Float[Array, '*b q h d']:
-  """`dot_product_attention` by products and a softmax, on any device."""
-  weights = attention_weights(query, key, mask, bias, scale)
-  return weighted_values(weights, value)
+  """`dot_product_attention` by products and a softmax, on any device.
+
+  The weights are normalised where they are narrow: the attended values are
+  divided by the sums, and so is their gradient. (Reverse mode only; no
+  `jax.jvp`.)
+  """
+  # Heads before positions. The results are the same, but XLA's CPU compiler
+  # multiplies batches of matrices whose batch comes first about three times
+  # faster; for TPU and GPU it chooses the layout itself.
+  query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  return _attend(query, key, value, mask, bias, scale).swapaxes(-3, -2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(query, key, value, mask, bias, scale):
+  """All [*b, heads, positions, d]."""
+  return _attend_forward(query, key, value, mask, bias, scale)[0]
+
+
+def _attend_forward(query, key, value, mask, bias, scale):
+  logits = _logits(query, key, mask, bias, scale)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  sums = weights.sum(-1, keepdims=True)
+  attended = _product('...qk,...kd->...qd', weights, value) / sums
+  attended = attended.astype(value.dtype)
+  return attended, (query, key, value, mask, bias, weights, sums, attended)
+
+
+def _attend_backward(scale, kept, grad):
+  query, key, value, mask, bias, weights, sums, attended = kept
+  grad = grad.astype(jnp.float32) / sums
+  by_weights = _product('...qd,...kd->...qk', grad, value)
+  mean = (grad * attended).sum(-1, keepdims=True)
+  by_logits = weights * (by_weights - mean)
+  if mask is not None:  # a row that sees nothing has weights all the same
+    by_logits = jnp.where(mask, by_logits, 0)
+  by_bias = None
+  if bias is not None:
+    by_bias = _sum_to(by_logits, bias.shape).astype(bias.dtype)
+  by_query = scale * _product('...qk,...kd->...qd', by_logits, key)
+  by_key = _product('...qk,...qd->...kd', by_logits, query * scale)
+  by_value = _product('...qk,...qd->...kd', weights, grad.astype(value.dtype))
+  return (
+    by_query.astype(query.dtype),
+    by_key.astype(key.dtype),
+    by_value.astype(value.dtype),
+    None,
+    by_bias,
+  )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _product(subscripts, x, y):
+  """In the dtype of `y`, summed up and given in float32 at least."""
+  return jnp.einsum(
+    subscripts,
+    x.astype(y.dtype),
+    y,
+    preferred_element_type=at_least_float32(y),
+  )
+
+
+def _sum_to(x, shape):
+  """The sum over the axes along which `shape` was broadcast."""
+  x = x.sum(range(x.ndim - len(shape)))
+  narrow = [i for i, n in enumerate(shape) if n == 1 != x.shape[i]]
+  return x.sum(narrow, keepdims=True)
+
+
+def _logits(query, key, mask, bias, scale):
+  """[*b, heads, queries, keys] of [*b, heads, positions, d], in float32."""
+  logits = _product('...qd,...kd->...qk', query * scale, key)
+  if bias is not None:
+    logits = logits + bias
+  if mask is not None:
+    # The lowest finite number, not -inf: a row without keys stays finite.
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  return logits
 
 
 def attention_weights(
@@ -73,23 +154,9 @@ def attention_weights(
   scale: float | None = None,
 ) -> Float[Array, '*b h q k']:
   """The softmax of `dot_product_attention`, float32."""
-  # Heads before positions. The results are the same, but XLA's CPU compiler
-  # multiplies batches of matrices whose batch comes first about three times
-  # faster; for TPU and GPU it chooses the layout itself.
   query, key = (x.swapaxes(-3, -2) for x in (query, key))
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  logits = jnp.einsum(
-    '...hqd,...hkd->...hqk',
-    query * scale,
-    key,
-    preferred_element_type=jnp.float32,
-  )
-  if bias is not None:
-    logits = logits + bias
-  if mask is not None:
-    # The lowest finite number, not -inf: a row without keys stays finite.
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  return jax.nn.softmax(logits, axis=-1)
+  return jax.nn.softmax(_logits(query, key, mask, bias, scale), axis=-1)
 
 
 def weighted_values(

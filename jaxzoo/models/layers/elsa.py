@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.convolution import TORCH_DEFAULT, conv, uniform_bias
 
 INIT = nn.initializers.normal(0.02)
@@ -197,9 +198,7 @@ class Elsa(nn.Module):
       dtype=self.dtype,
       name='attn_conv',
     )(q * k * scale)
-    a = dense(self.num_heads * taps, width, 'attn_taps')(
-      nn.gelu(a, approximate=False)
-    )
+    a = dense(self.num_heads * taps, width, 'attn_taps')(gelu(a))
     a = a.reshape(*x.shape[:-1], self.num_heads, taps)
     a = jax.nn.softmax(a.astype(jnp.float32), axis=-1)
     y = local_filter(v, a, *self._ghosts(c, taps), self.dilation)

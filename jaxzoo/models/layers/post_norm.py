@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.attention import attention_weights, weighted_values
 from jaxzoo.models.layers.hashed_dropout import HashedDropout
 from jaxzoo.models.layers.stack import stack
 from jaxzoo.models.layers.transformer import (
-  ACTIVATIONS,
   REMAT_POLICIES,
   Attention,
   Mlp,
@@ -68,7 +68,7 @@ class PostNormBlock(nn.Module):
     x = norm('ln_1')(x + drop(attended))
     y = Mlp(
       int(self.mlp_ratio * x.shape[-1]),
-      ACTIVATIONS['gelu'],
+      gelu,
       init,
       init,
       self.dtype,
@@ -141,9 +141,7 @@ class WordHead(nn.Module):
     h = nn.Dense(h.shape[-1], kernel_init=init, dtype=self.dtype, name='dense')(
       h
     )
-    h = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name='ln')(
-      ACTIVATIONS['gelu'](h)
-    )
+    h = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name='ln')(gelu(h))
     bias = self.param('bias', nn.initializers.zeros, table.shape[:1])
     logits = jnp.einsum(
       '...w,vw->...v',

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from jaxzoo.models.layers.activation import quick_gelu
 from jaxzoo.models.layers.attention import dot_product_attention
+from jaxzoo.models.layers.dense import dot_general
 from jaxzoo.models.layers.drop_path import DropPath, drop_path_rates
 
 Initializer = Callable[..., Any]
@@ -59,18 +61,6 @@ def vit_init(std: float = 0.02) -> BlockInit:
   return BlockInit(*[nn.initializers.normal(std)] * 4)
 
 
-def quick_gelu(x: Float[Array, '...']) -> Float[Array, '...']:
-  """x sigmoid(1.702 x), the GELU of OpenAI's CLIP weights."""
-  return x * nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {
-  'quick_gelu': quick_gelu,
-  'gelu': lambda x: nn.gelu(x, approximate=False),
-  'relu': nn.relu,
-}
-
-
 class Attention(nn.Module):
   """Multi-head attention with biases on q, k, v and output.
 
@@ -111,6 +101,7 @@ class Attention(nn.Module):
         (self.num_heads, self.head_width or width // self.num_heads),
         kernel_init=self.qkv_init,
         dtype=self.dtype,
+        dot_general=dot_general,
         name=name,
       )(x)
       return checkpoint_name(x, name)
@@ -128,6 +119,7 @@ class Attention(nn.Module):
       axis=(-2, -1),
       kernel_init=self.out_init,
       dtype=self.dtype,
+      dot_general=dot_general,
       name='out',
     )(attended)
 
@@ -145,10 +137,18 @@ class Mlp(nn.Module):
   def __call__(self, x: Float[Array, '... w']) -> Float[Array, '... w']:
     width = x.shape[-1]
     x = nn.Dense(
-      self.hidden, kernel_init=self.fc1_init, dtype=self.dtype, name='fc1'
+      self.hidden,
+      kernel_init=self.fc1_init,
+      dtype=self.dtype,
+      dot_general=dot_general,
+      name='fc1',
     )(x)
     return nn.Dense(
-      width, kernel_init=self.fc2_init, dtype=self.dtype, name='fc2'
+      width,
+      kernel_init=self.fc2_init,
+      dtype=self.dtype,
+      dot_general=dot_general,
+      name='fc2',
     )(self.activation(x))
 
 

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxzoo.models.layers.activation import quick_gelu
 from jaxzoo.models.layers.transformer import (
   Attention,
   BlockInit,
   Mlp,
   Transformer,
   clip_init,
-  quick_gelu,
 )
 from jaxzoo.models.losses.contrastive import l2_normalize
 from jaxzoo.models.retrieval import towers

@@ -19,11 +19,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxzoo.models.backbones import clip
+from jaxzoo.models.layers.activation import quick_gelu
 from jaxzoo.models.layers.transformer import (
   Attention,
   Transformer,
   clip_init,
-  quick_gelu,
 )
 from jaxzoo.models.losses.contrastive import (
   cmpm,

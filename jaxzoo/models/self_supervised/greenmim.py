@@ -20,8 +20,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxzoo.models.backbones import swin, swin_names
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.image import normalize
-from jaxzoo.models.layers.transformer import ACTIVATIONS, Block, BlockInit
+from jaxzoo.models.layers.transformer import Block, BlockInit
 from jaxzoo.models.self_supervised import window_groups
 from jaxzoo.models.self_supervised.grouped_swin import (
   EPSILON,
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
       x = Block(
         self.num_heads,
         BlockInit(XAVIER_QKV, XAVIER, XAVIER, XAVIER),
-        activation=ACTIVATIONS['gelu'],
+        activation=gelu,
         epsilon=EPSILON,
         dtype=self.dtype,
         name=f'block_{i}',

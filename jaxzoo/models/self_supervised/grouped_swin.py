@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxzoo.models.backbones import swin
 from jaxzoo.models.layers import windows
+from jaxzoo.models.layers.activation import gelu
 from jaxzoo.models.layers.stack import stack
 from jaxzoo.models.layers.transformer import (
-  ACTIVATIONS,
   REMAT_POLICIES,
   Attention,
   Mlp,
@@ -119,7 +119,7 @@ class GroupedBlock(nn.Module):
     x = x + jnp.take(y, groups.slots, axis=1)
     return x + Mlp(
       int(self.mlp_ratio * x.shape[-1]),
-      ACTIVATIONS['gelu'],
+      gelu,
       XAVIER,
       XAVIER,
       self.dtype,
