@@ -11,6 +11,11 @@ times, on one map of a published size and in alternating rounds:
     loop            3x3 on a map too small for that, half of the images at a
                     time, by `lax.conv_general_dilated`
     small           3x3 on a map smaller than that, by `lax.conv_general_dilated`
+    pooling         the gradient of max pooling by which of the places it was,
+                    by a search for it
+    dense           the gradient to the kernel from the narrower side
+    gelu            by erf from the input alone, `jax.nn.gelu`
+    attention       values divided by the sums of the weights, `jax.nn.softmax`
     depthwise       a sum of shifts, by `lax.conv_general_dilated` in groups
     local_filter    ELSA: a sum of shifts, by copies of all neighbourhoods
     windows         Swin: reshapes, by gathers with an index for each place
@@ -41,6 +46,10 @@ from jaxzoo.models.backbones.stvit_block import PATCH, STEP
 from jaxzoo.models.backbones.stvit_block import neighbourhoods as sliced
 from jaxzoo.models.layers import dense_convolution as dense
 from jaxzoo.models.layers import depthwise as depthwise_layers
+from jaxzoo.models.layers import pooling as pools
+from jaxzoo.models.layers.activation import gelu
+from jaxzoo.models.layers.attention import xla_attention
+from jaxzoo.models.layers.dense import product
 from jaxzoo.models.layers.elsa import local_filter
 from jaxzoo.models.layers.knn_attention import knn_mask
 from jaxzoo.models.layers.windows import partition, reverse
@@ -177,11 +186,46 @@ def stvit(batch: int) -> Pair:
   )
 
 
+def pooling(batch: int) -> Pair:
+  """3x3 in steps of 2 on 112x112x64, as in ResNet's stem."""
+  return Pair(
+    lambda x: pools.by_slices(x, 3, 2, 1),
+    lambda x: pools.native(x, 3, 2, 1),
+    ((batch, 112, 112, 64),),
+  )
+
+
+def dense_layer(batch: int) -> Pair:
+  """From 768 to 192 features at 197 places, as in DeiT-Ti."""
+  shapes = (197 * batch, 768), (768, 192)
+  return Pair(product, lambda x, kernel: x @ kernel, shapes)
+
+
+def activation(batch: int) -> Pair:
+  """GELU of 768 features at 197 places, as in DeiT-Ti."""
+  plain = lambda x: jax.nn.gelu(x, approximate=False)
+  return Pair(gelu, plain, ((batch, 197, 768),))
+
+
+def attention(batch: int) -> Pair:
+  """3 heads of 64 at 197 places, as in DeiT-Ti."""
+
+  def plain(q, k, v):
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
+    return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(logits), v)
+
+  return Pair(xla_attention, plain, ((batch, 197, 3, 64),) * 3)
+
+
 PAIRS = {
   'convolution': convolution,
   'bottleneck': bottleneck,
   'loop': loop,
   'small': small,
+  'pooling': pooling,
+  'dense': dense_layer,
+  'gelu': activation,
+  'attention': attention,
   'depthwise': depthwise,
   'local_filter': elsa,
   'windows': swin,

@@ -23,7 +23,6 @@ from jaxzoo.models.layers.convolution import (
   conv,
   global_pool,
   make_divisible,
-  max_pool,
   uniform_bias,
 )
 from jaxzoo.models.layers.dynamic_convolution import (
@@ -32,6 +31,7 @@ from jaxzoo.models.layers.dynamic_convolution import (
   DynamicLatent,
 )
 from jaxzoo.models.layers.norm import BatchNorm
+from jaxzoo.models.layers.pooling import max_pool
 from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row

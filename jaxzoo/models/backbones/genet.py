@@ -46,9 +46,9 @@ from jaxzoo.models.layers.convolution import (
   TORCH_DEFAULT,
   conv,
   global_pool,
-  max_pool,
 )
 from jaxzoo.models.layers.norm import BatchNorm
+from jaxzoo.models.layers.pooling import max_pool
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row
 

@@ -19,10 +19,10 @@ from jaxzoo.models.layers.convolution import (
   TORCH_DEFAULT,
   conv,
   global_pool,
-  max_pool,
   uniform_bias,
 )
 from jaxzoo.models.layers.norm import BatchNorm, at_least_float32
+from jaxzoo.models.layers.pooling import max_pool
 from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row

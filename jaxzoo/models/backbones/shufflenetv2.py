@@ -23,10 +23,10 @@ from jaxzoo.models.layers.conv_norm import ConvNorm
 from jaxzoo.models.layers.convolution import (
   TORCH_DEFAULT,
   global_pool,
-  max_pool,
   uniform_bias,
 )
 from jaxzoo.models.layers.norm import BatchNorm
+from jaxzoo.models.layers.pooling import max_pool
 from jaxzoo.models.layers.transformer import REMAT_POLICIES
 from jaxzoo.weights import rows as to
 from jaxzoo.weights.rows import Row

@@ -105,16 +105,6 @@ def convolve(
   )
 
 
-def max_pool(
-  x: Float[Array, 'b h w c'], size: int, stride: int, padding: int | None = None
-) -> Float[Array, 'b h2 w2 c']:
-  """Maximum over squares; what lies outside the map never wins."""
-  pad = size // 2 if padding is None else padding
-  return nn.max_pool(
-    x, (size, size), (stride, stride), ((pad, pad), (pad, pad))
-  )
-
-
 def largest(parts: Sequence[Float[Array, '*n']]) -> Float[Array, '*n']:
   """The largest of equal arrays, element by element; of equals the first.
 

@@ -27,9 +27,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxzoo.models.layers.dense import over_rows, sum_outer
+
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
-BLOCK_BYTES = 2**19  # what a block's places see; more for a larger kernel
-FEWEST_PLACES = 64  # of a map; XLA's own is as fast on smaller ones
+BLOCK_BYTES = 2**20  # what a block's places see; more for a larger kernel
+FEWEST_PLACES = 32  # of a map; XLA's own is as fast on smaller ones
 # Below this many multiply-adds the loop costs more to compile than it gains.
 FEWEST_PRODUCTS = 2**22
 MOST_TAPS = 49
@@ -208,14 +210,14 @@ def by_blocks(
   taps = list(itertools.product(*map(range, shape[:2])))
   width = len(taps) * shape[2]
 
-  def product(x, grad):
-    """Of a block whose first place is the first of both."""
+  def side_by_side(x, grad):
+    """What the kernel sees of a block, at the first place of both, and grad."""
     sides = [seen(x, tap, grad.shape[1:3], form) for tap in taps]
     beside = jnp.concatenate(sides, -1).reshape(-1, width)
-    return beside.T @ grad.reshape(-1, outputs)
+    return beside, grad.reshape(-1, outputs)
 
   if len(taps) == 1:
-    return product(x, grad).reshape(shape)
+    return sum_outer(*side_by_side(x, grad)).reshape(shape)
 
   # The sum is read and written for each block: no block is smaller than it.
   size = x.dtype.itemsize * width
@@ -233,11 +235,17 @@ def by_blocks(
     there = lax.dynamic_slice(
       grad, (image, row, 0, 0), (many, tall, columns, outputs)
     )
-    return total + product(part, there)
+    found = side_by_side(part, there)
+    # As `sum_outer`, but turned once, at the end.
+    return total + over_rows(*(found[::-1] if turned else found))
 
   blocks = (images // many) * (rows // tall)
-  total = jnp.zeros((width, outputs), x.dtype)
-  return lax.fori_loop(0, blocks, add_block, total).reshape(shape)
+  turned = outputs < width
+  size = (outputs, width) if turned else (width, outputs)
+  total = lax.fori_loop(0, blocks, add_block, jnp.zeros(size, x.dtype))
+  if turned:
+    total = lax.optimization_barrier(total).T
+  return total.reshape(shape)
 
 
 def _block(images: int, rows: int, most: int) -> tuple[int, int]:
