@@ -443,13 +443,17 @@ def config_path(slug: str) -> pathlib.Path:
 def read_config(path, variant: str = ''):
   """get_config(variant) of a config file, locked. The file is code and is run.
 
+  `configs/SLUG.py` is the installed one where the working directory has none.
+
   Raises:
     UserError: no such file, or no `get_config` in it; the file itself raises
       one for an unknown variant.
   """
   path = pathlib.Path(path)
+  known = {f'configs/{slug}.py': slug for slug in SYSTEMS}
+  if not path.is_file() and str(path) in known:
+    path = config_path(known[str(path)])
   if not path.is_file():
-    known = [f'configs/{slug}.py' for slug in SYSTEMS]
     raise UserError(f'no config file {path}; ' + nearest(str(path), known))
   if path.suffix != '.py':
     raise UserError(f'config file {path} is no Python file (*.py)')

@@ -204,6 +204,16 @@ def test_unknown_name_is_an_error_with_the_nearest(call, words):
     call()
 
 
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  want = catalog.get_config('cfam:tiny')
+  assert catalog.read_config('configs/cfam.py', 'tiny') == want
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs/cfam.py').write_text('def get_config(variant): return 1')
+  with pytest.raises(AttributeError):  # one's own comes first
+    catalog.read_config('configs/cfam.py', 'tiny')
+
+
 @pytest.mark.parametrize(
   'name, text, words',
   [

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxzoo.models.layers.dense import over_rows, sum_outer
+from jaxzoo.models.layers.dense import over_rows, product
 
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 BLOCK_BYTES = 2**20  # what a block's places see; more for a larger kernel
@@ -51,20 +51,30 @@ class Form(NamedTuple):
   dilation: tuple[int, int] = (1, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolution(
   x: Float[Array, 'b h w i'], kernel: Float[Array, 'k l i o'], form: Form
 ) -> Float[Array, 'b h2 w2 o']:
   """y[p] = sum_j x[s p + d j] kernel[j], of x filled up with zeros.
 
-  XLA's convolution with a gradient of our own. (It has reverse mode only; no
-  `jax.jvp`.)
+  XLA's convolution with a gradient of our own, or where nothing is beside or
+  around a place (1x1) a matrix product, which unlike it is shared out among the
+  cores. (It has reverse mode only; no `jax.jvp`.)
 
   Args:
     x: images, channels last.
     kernel: height, width, channels of x, channels of y.
     form: strides s, padding, dilation d.
   """
+  if kernel.shape[:2] == (1, 1) and form.padding == ((0, 0), (0, 0)):
+    x = x[:, :: form.strides[0], :: form.strides[1]]
+    y = product(x.reshape(-1, x.shape[-1]), kernel[0, 0])
+    return y.reshape(*x.shape[:3], -1)
+  return spatial(x, kernel, form)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def spatial(x, kernel, form: Form):
+  """`convolution` with any kernel."""
   return _convolve(x, kernel, form)
 
 
@@ -89,8 +99,7 @@ def gains(x, kernel, form: Form) -> bool:
   places = math.prod(x.shape[1:3]) // math.prod(form.strides)
   products = x.shape[0] * places * math.prod(kernel.shape)
   return x.dtype == kernel.dtype == jnp.float32 and (
-    taps == 1
-    or taps <= MOST_TAPS
+    taps <= MOST_TAPS
     and places >= FEWEST_PLACES
     and products >= FEWEST_PRODUCTS
   )
@@ -129,7 +138,7 @@ def _backward(form, kept, grad):
   )
 
 
-convolution.defvjp(_keep, _backward)
+spatial.defvjp(_keep, _backward)
 
 
 def input_gradient(
@@ -215,9 +224,6 @@ def by_blocks(
     sides = [seen(x, tap, grad.shape[1:3], form) for tap in taps]
     beside = jnp.concatenate(sides, -1).reshape(-1, width)
     return beside, grad.reshape(-1, outputs)
-
-  if len(taps) == 1:
-    return sum_outer(*side_by_side(x, grad)).reshape(shape)
 
   # The sum is read and written for each block: no block is smaller than it.
   size = x.dtype.itemsize * width
