@@ -39,6 +39,7 @@ import ml_collections
 
 from jaxzoo import configuration
 from jaxzoo.models.cards import model_card
+from jaxzoo.train import compiler
 
 # No weight decay for vectors and tables.
 NO_DECAY = ((r'(bias|scale|token|table|pos_embed|positions)$', {'decay': 0.0}),)
@@ -71,6 +72,7 @@ def common(model):
   config.image_size = card.image_size
   config.in_chans = 3
   config.mean, config.std = card.mean, card.std
+  config.compiler = compiler.set_for(card.family)
 
   config.loss = dict(
     kind='softmax',  # or 'binary'

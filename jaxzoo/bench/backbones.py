@@ -11,7 +11,8 @@ in alternating rounds, so that a machine that becomes slower or faster does so
 for both; a ratio is the median over the rounds of how many times as fast ours
 is.
 
-A training step is forward, backward and SGD with momentum on cross entropy (of
+Programs are compiled with the options that training has for the family
+(`train/compiler.py`). A training step is forward, backward and SGD with momentum on cross entropy (of
 CLIP: its contrastive loss). FLOPs are those of matrix products and convolutions
 of one image, two a multiply-add; MFU is what part of the device's bfloat16 peak
 they reach, in training if that is measured.
@@ -45,6 +46,7 @@ from jaxzoo.models.cards.card import Built, ModelCard
 from jaxzoo.models.create import build_model
 from jaxzoo.models.losses.contrastive import cosine_similarity, info_nce
 from jaxzoo.once import call_once
+from jaxzoo.train import compiler
 from jaxzoo.train.flops import TRAINING_FACTOR, count_flops
 
 MODES = ('inference', 'training')
@@ -150,9 +152,10 @@ def make_step(loss):
   return step, tx
 
 
-def compile_inference(module, variables, inputs) -> Compiled:
+def compile_inference(module, variables, inputs, options) -> Compiled:
   started = time.perf_counter()
-  program = jax.jit(module.apply).lower(variables, *inputs).compile()
+  inference = jax.jit(module.apply, compiler_options=options)
+  program = inference.lower(variables, *inputs).compile()
   seconds = time.perf_counter() - started
   return Compiled(
     make_run(lambda state, batch: (state, program(state, *batch)),
@@ -161,14 +164,15 @@ def compile_inference(module, variables, inputs) -> Compiled:
   )  # fmt: skip
 
 
-def compile_training(module, card, variables, inputs) -> Compiled:
+def compile_training(module, card, variables, inputs, options) -> Compiled:
   """A copy of the variables is trained: the state is donated."""
   statistics = dict(jax.tree.map(jnp.copy, variables))
   params = statistics.pop('params')
   step, tx = make_step(make_loss(module, card))
   state = (params, statistics, tx.init(params), jax.random.key(0))
   started = time.perf_counter()
-  program = jax.jit(step, donate_argnums=0).lower(state, inputs).compile()
+  training = jax.jit(step, donate_argnums=0, compiler_options=options)
+  program = training.lower(state, inputs).compile()
   seconds = time.perf_counter() - started
   return Compiled(make_run(program, state, inputs), seconds)
 
@@ -189,11 +193,12 @@ def measure(name: str, mode: str, settings: Settings) -> dict[str, Any]:
   blank = [jnp.zeros(x.shape, x.dtype) for x in built.inputs]
   variables = call_once(lambda: built.module.init(jax.random.key(0), *blank))
   flops = count_flops(built.module.apply, variables, *blank)
+  options = compiler.options(compiler.set_for(card.family), jax.devices())
   if mode == 'training':
-    ours = compile_training(built.module, card, variables, inputs)
+    ours = compile_training(built.module, card, variables, inputs, options)
     flops *= TRAINING_FACTOR
   else:
-    ours = compile_inference(built.module, variables, inputs)
+    ours = compile_inference(built.module, variables, inputs, options)
   parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
   del variables
   reference = REFERENCES.get(name, '') if settings.torch else ''

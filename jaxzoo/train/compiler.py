@@ -6,7 +6,8 @@ training step, so that nothing depends on the environment of a process, and
 
 The TPU's sets are those that MaxText publishes for data-parallel and for
 sharded training; which names a compiler knows is tested with `libtpu`.
-'small' is for steps of many small operations, as those of an online stream.
+'small' is for steps of many small operations, as those of an online stream,
+'convolution' for networks of convolutions over all channels.
 """
 
 from collections.abc import Mapping
@@ -53,9 +54,20 @@ _CPU = {
     'xla_cpu_experimental_ynn_fusion_type': '',
     'xla_cpu_copy_insertion_use_region_analysis': True,
   },
+  # Eigen's convolutions: YNNPACK has only one core do those to 64 channels.
+  'convolution': {
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
+  },
 }
 SETS = {'tpu': _TPU, 'cuda': _GPU, 'gpu': _GPU, 'cpu': _CPU}
-NAMES = ('default', 'data_parallel', 'fsdp', 'small')
+NAMES = ('default', 'data_parallel', 'fsdp', 'small', 'convolution')
+# Families of backbones that consist of such convolutions.
+CONVOLUTIONAL = ('dcd', 'genet', 'preact_resnet', 'resnet', 'zennet')
+
+
+def set_for(family: str) -> str:
+  """The name of the set for networks of a family (`ModelCard.family`)."""
+  return 'convolution' if family in CONVOLUTIONAL else 'default'
 
 
 def options(name: str, devices) -> dict[str, bool | int | str]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxzoo.errors import UserError
+from jaxzoo.models.cards import MODELS
 from jaxzoo.plan import topology
 from jaxzoo.train import compiler
 
@@ -26,12 +27,20 @@ def test_default_changes_nothing_and_other_sets_go_by_the_device():
   assert compiler.options('fsdp', [device('cuda')])
 
 
-def test_cpu_options_are_known_to_the_compiler():
-  options = compiler.options('small', jax.devices())
+@pytest.mark.parametrize('name', ['small', 'convolution'])
+def test_cpu_options_are_known_to_the_compiler(name):
+  options = compiler.options(name, jax.devices())
   assert options
   compile_with(options)
   with pytest.raises(jax.errors.JaxRuntimeError, match='xla_cpu_no_such'):
     compile_with({'xla_cpu_no_such': True})
+
+
+def test_families_of_convolutions_have_their_set():
+  families = {card.family for card in MODELS.values()}
+  assert set(compiler.CONVOLUTIONAL) < families
+  assert compiler.set_for('resnet') == 'convolution'
+  assert compiler.set_for('vit') == compiler.set_for('mobilenetv2') == 'default'
 
 
 def test_set_that_does_not_exist_names_the_nearest():
