@@ -7,7 +7,7 @@ training step, so that nothing depends on the environment of a process, and
 The TPU's sets are those that MaxText publishes for data-parallel and for
 sharded training; which names a compiler knows is tested with `libtpu`.
 'small' is for steps of many small operations, as those of an online stream,
-'convolution' for networks of convolutions over all channels.
+'convolution' for networks of convolutions.
 """
 
 from collections.abc import Mapping
@@ -54,15 +54,27 @@ _CPU = {
     'xla_cpu_experimental_ynn_fusion_type': '',
     'xla_cpu_copy_insertion_use_region_analysis': True,
   },
-  # Eigen's convolutions: YNNPACK has only one core do those to 64 channels.
+  # Eigen's convolutions and products, which are shared out among all cores,
+  # where YNNPACK's of few channels are not; of its own only the sums.
   'convolution': {
-    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'
   },
 }
 SETS = {'tpu': _TPU, 'cuda': _GPU, 'gpu': _GPU, 'cpu': _CPU}
 NAMES = ('default', 'data_parallel', 'fsdp', 'small', 'convolution')
-# Families of backbones that consist of such convolutions.
-CONVOLUTIONAL = ('dcd', 'genet', 'preact_resnet', 'resnet', 'zennet')
+# Families of backbones that consist of convolutions.
+CONVOLUTIONAL = (
+  'dcd',
+  'efficientnet',
+  'genet',
+  'mobilenetv1',
+  'mobilenetv2',
+  'mobilenetv3',
+  'preact_resnet',
+  'resnet',
+  'shufflenetv2',
+  'zennet',
+)
 
 
 def set_for(family: str) -> str:

@@ -40,7 +40,7 @@ def test_families_of_convolutions_have_their_set():
   families = {card.family for card in MODELS.values()}
   assert set(compiler.CONVOLUTIONAL) < families
   assert compiler.set_for('resnet') == 'convolution'
-  assert compiler.set_for('vit') == compiler.set_for('mobilenetv2') == 'default'
+  assert compiler.set_for('vit') == compiler.set_for('swin') == 'default'
 
 
 def test_set_that_does_not_exist_names_the_nearest():
