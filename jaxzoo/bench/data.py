@@ -64,8 +64,9 @@ def read_rate(config, variant: Variant, seconds: float) -> float:
   if variant.cached:
     fill_cache(data.source)
   epoch = len(data.source) // config.batch_size
-  # What is read ahead meanwhile would count as fast.
-  warmup = min(1 + variant.threads, max(1, epoch // 4))
+  # What every worker has read ahead would count as fast.
+  ahead = (1 + variant.threads) * max(1, variant.workers)
+  warmup = min(ahead, max(1, epoch // 2))
   reading = read(
     config,
     data,

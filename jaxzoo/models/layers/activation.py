@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxzoo.models.layers.norm import at_least_float32
+from jaxzoo.platform import platform
 
 
 def keeping_input(derivative: Callable) -> Callable:
@@ -21,9 +22,10 @@ def keeping_input(derivative: Callable) -> Callable:
 
   def decorate(function):
     def backward(x, grad):
-      # Otherwise the compiler shares what both passes have in common, and
-      # that is what it keeps.
-      x = lax.optimization_barrier(x)
+      if platform() == 'cpu':
+        # Otherwise the compiler shares what both passes have in common, and
+        # that is what it keeps. Others decide better themselves.
+        x = lax.optimization_barrier(x)
       return (grad * derivative(x),)
 
     lean = jax.custom_vjp(function)
