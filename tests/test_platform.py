@@ -6,6 +6,7 @@ import pytest
 
 from jaxzoo import platform
 from jaxzoo.models.create import create_model
+from jaxzoo.train.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_initial_parameters_do_not_depend_on_it(monkeypatch):
 
 
 def test_what_is_everywhere_is_whole_on_each_device():
-  mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+  mesh = make_mesh({'data': 4}, jax.devices()[:4])
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   x = np.arange(8.0, dtype=np.float32).reshape(4, 2)
   with jax.set_mesh(mesh):
