@@ -35,17 +35,6 @@ def one_device() -> bool:
   return jax.sharding.get_abstract_mesh().size <= 1
 
 
-def everywhere(x: jax.Array) -> jax.Array:
-  """`x`, whole on every device of the mesh that the context has.
-
-  Sent in its own dtype: for what each device compares its part of a batch with,
-  before anything widens it.
-  """
-  if one_device():
-    return x
-  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec())
-
-
 def one_cpu() -> bool:
   """Whether that is a CPU."""
   return platform() == 'cpu' and one_device()

@@ -6,7 +6,6 @@ import pytest
 
 from jaxzoo import platform
 from jaxzoo.models.create import create_model
-from jaxzoo.train.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -31,14 +30,3 @@ def test_initial_parameters_do_not_depend_on_it(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
   for ours, plain in zip(*map(jax.tree.leaves, (make(), own)), strict=True):
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_everywhere_is_whole_on_each_device():
-  mesh = make_mesh({'data': 4}, jax.devices()[:4])
-  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  x = np.arange(8.0, dtype=np.float32).reshape(4, 2)
-  with jax.set_mesh(mesh):
-    found = jax.jit(platform.everywhere)(jax.device_put(x, rows))
-  assert found.sharding.is_fully_replicated
-  np.testing.assert_array_equal(found, x)
-  np.testing.assert_array_equal(platform.everywhere(x), x)  # without a mesh

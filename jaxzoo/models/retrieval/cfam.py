@@ -38,7 +38,6 @@ from jaxzoo.models.retrieval.granules import (
   granule_vector,
   local_similarity,
 )
-from jaxzoo.platform import everywhere
 from jaxzoo.system import System, from_loss
 from jaxzoo.weights import layers
 
@@ -101,9 +100,8 @@ def match_pairs(
   The mismatched pairs are every image with its hard text, then every text with
   its hard image.
   """
-  all_images, all_texts = map(everywhere, (image_granules, text_granules))
-  hard_texts = jnp.take(all_texts, negatives.text_of_image, axis=0)
-  hard_images = jnp.take(all_images, negatives.image_of_text, axis=0)
+  hard_texts = jnp.take(text_granules, negatives.text_of_image, axis=0)
+  hard_images = jnp.take(image_granules, negatives.image_of_text, axis=0)
   return (
     jnp.concatenate([image_granules, image_granules, hard_images]),
     jnp.concatenate([text_granules, hard_texts, text_granules]),
@@ -187,7 +185,7 @@ def cfam_losses(
     image_granules = head('decoder', image.tokens)
     text_granules = head('decoder', text.tokens, words)
   if weights.ls:
-    local = local_similarity(image_granules, everywhere(text_granules))
+    local = local_similarity(image_granules, text_granules)
     losses['ls'] = compare(local, pid, scale)
   if weights.m:
     negatives = hard_negatives(similarity, pid, rng=rng, scale=scale)
