@@ -12,8 +12,8 @@ for both; a ratio is the median over the rounds of how many times as fast ours
 is.
 
 Programs are compiled with the options that training has for the family
-(`train/compiler.py`). A training step is forward, backward and SGD with momentum on cross entropy (of
-CLIP: its contrastive loss). FLOPs are those of matrix products and convolutions
+(`train/compiler.py`). A training step is forward, backward and SGD with
+momentum on cross entropy (of CLIP: its contrastive loss). FLOPs are those of matrix products and convolutions
 of one image, two a multiply-add; MFU is what part of the device's bfloat16 peak
 they reach, in training if that is measured.
 """

@@ -15,6 +15,9 @@ def keep_freed_memory() -> bool:
   default each block comes from the system as pages that must be cleared again
   on every step. Call it before the backend starts its threads.
 
+  It reaches blocks of up to 64 MB; larger ones that XLA's threads ask for come
+  and go whatever is set, which `jaxzoo.huge_pages` makes cheap.
+
   The number of arenas stays: with one for all threads, what LLVM leaves behind
   in it after compilation makes the small blocks of every later operation slow.
 
