@@ -5,12 +5,9 @@
 
 times, on one map of a published size and in alternating rounds:
 
-    convolution     the gradient to the kernel by matrix products, by
-                    `lax.conv_general_dilated`
-    bottleneck      the same of 1x1
-    loop            3x3 on a map too small for that, half of the images at a
-                    time, by `lax.conv_general_dilated`
-    small           3x3 on a map smaller than that, by `lax.conv_general_dilated`
+    bottleneck      1x1, a matrix product, by `lax.conv_general_dilated`
+    loop            3x3, half of the images at a time, by the same
+    small           3x3 on a map smaller than the kernel, by the same
     pooling         the gradient of max pooling by which of the places it was,
                     by a search for it
     dense           the gradient to the kernel from the narrower side
@@ -80,12 +77,6 @@ def convolution_pair(layer: Callable, native: Callable, *shapes) -> Pair:
     lambda x, kernel: native(x, kernel, form),
     shapes,
   )
-
-
-def convolution(batch: int) -> Pair:
-  """3x3 on 56x56x64, as in ResNet-18."""
-  shapes = (batch, 56, 56, 64), (3, 3, 64, 64)
-  return convolution_pair(dense.convolution, dense.native, *shapes)
 
 
 def bottleneck(batch: int) -> Pair:
@@ -218,7 +209,6 @@ def attention(batch: int) -> Pair:
 
 
 PAIRS = {
-  'convolution': convolution,
   'bottleneck': bottleneck,
   'loop': loop,
   'small': small,

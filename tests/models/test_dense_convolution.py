@@ -1,4 +1,4 @@
-"""A convolution with its gradients, however its places are cut into blocks."""
+"""A convolution with gradients of its own."""
 
 import itertools
 
@@ -20,10 +20,6 @@ FORMS = {
   'pointwise': (1, Form()),
   'shortcut': (1, Form((2, 2))),
 }
-# Of a block in bytes: a row, some rows, some images, everything.
-BLOCKS = (1, 6_000, 40_000, 2**20)
-
-
 # Of maps: larger than the kernels, and smaller.
 SIZES = ((12, 9), (4, 3))
 
@@ -36,7 +32,7 @@ SIZES = ((12, 9), (4, 3))
     ('plain', (2, 1)),
   ],
 )
-def test_gradients_are_those_of_the_convolution(kind, shape, monkeypatch):
+def test_gradients_are_those_of_the_convolution(kind, shape):
   size, form = FORMS[kind]
   rng = np.random.default_rng(0)
   x = rng.standard_normal((4, *shape, 3), np.float32)
@@ -46,27 +42,11 @@ def test_gradients_are_those_of_the_convolution(kind, shape, monkeypatch):
     result, pull = jax.vjp(lambda *a: convolve(*a, form), x, kernel)
     return result, *pull(jax.numpy.cos(result))
 
+  got = result_and_gradients(dense_convolution.convolution)
   want = result_and_gradients(dense_convolution.native)
-  monkeypatch.setattr(dense_convolution, 'gains', lambda *_: True)
-  found = []
-  for block in BLOCKS:
-    monkeypatch.setattr(dense_convolution, 'BLOCK_BYTES', block)
-    found.append(result_and_gradients(dense_convolution.convolution))
-  monkeypatch.setattr(dense_convolution, 'gains', lambda *_: False)
-  found.append(result_and_gradients(dense_convolution.convolution))
-  for got in found:
-    for ours, theirs in zip(got, want, strict=True):
-      assert ours.dtype == theirs.dtype
-      np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_blocks_are_as_large_as_fit():
-  block = dense_convolution._block
-  assert block(8, 12, 5) == (1, 4)
-  assert block(8, 12, 12) == (1, 12)
-  assert block(8, 12, 70) == (4, 12)
-  assert block(8, 7, 3) == (1, 1)
-  assert block(8, 7, 0) == (1, 1)
+  for ours, theirs in zip(got, want, strict=True):
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def program_of(layer, x) -> str:
@@ -81,14 +61,6 @@ def program_of(layer, x) -> str:
 
 def conv(size, **options):
   return convolution.conv(32, size, name='conv', **options)
-
-
-def test_a_layer_takes_blocks_in_float32_where_there_is_much_to_do():
-  blocks = lambda *args: 'scan[' in program_of(*args)
-  large = np.zeros((8, 32, 32, 32), np.float32)
-  assert blocks(conv(3), large)
-  assert not blocks(conv(3), large[:1, :8, :8])
-  assert not blocks(conv(3, dtype='bfloat16'), large)
 
 
 def test_gradients_have_the_axes_of_the_forward_pass_on_one_cpu():

@@ -1,24 +1,17 @@
 """Convolution over all channels, whose gradients are fast on CPUs too.
 
-XLA's CPU compiler computes the gradient with respect to a kernel as a
-convolution with a kernel as large as the map, which takes several times as long
-as the forward pass. Where there is much to do it is a matrix product here: of
-what the kernel sees of a block of places, side by side, with the gradient there.
-A block is small enough to stay in the cache of a core, and a loop adds the
-products up.
-
-Other gradients are convolutions with the axes where the forward pass has them.
+The gradients are convolutions with the axes where the forward pass has them.
 The compiler brings those of `jax.grad` into that form as well, but not inside of
 loops and branches, where they are up to 30 times slower.
 
 A map smaller than the kernel (the last ones of small pictures) it takes for the
 kernel, and the kernel for the map, in a form that runs many times slower: such
-maps have their zeros before they come to it. (What all this gains is in
-docs/performance.md: `python -m jaxzoo.bench.formulations convolution small`.)
+maps have their zeros before they come to it. Convolutions of 1x1 are matrix
+products. (What all this gains is in docs/performance.md:
+`python -m jaxzoo.bench.formulations bottleneck loop small`.)
 """
 
 import functools
-import itertools
 import math
 from typing import NamedTuple
 
@@ -27,14 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxzoo.models.layers.dense import over_rows, product
+from jaxzoo.models.layers.dense import product
 
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
-BLOCK_BYTES = 2**20  # what a block's places see; more for a larger kernel
-FEWEST_PLACES = 32  # of a map; XLA's own is as fast on smaller ones
-# Below this many multiply-adds the loop costs more to compile than it gains.
-FEWEST_PRODUCTS = 2**22
-MOST_TAPS = 49
 
 
 class Form(NamedTuple):
@@ -90,21 +78,6 @@ def native(x, kernel, form: Form):
   )
 
 
-def gains(x, kernel, form: Form) -> bool:
-  """Whether blocks are worth their compilation: products of some size.
-
-  In float32; CPUs that multiply bfloat16 have kernels of their own for it.
-  """
-  taps = math.prod(kernel.shape[:2])
-  places = math.prod(x.shape[1:3]) // math.prod(form.strides)
-  products = x.shape[0] * places * math.prod(kernel.shape)
-  return x.dtype == kernel.dtype == jnp.float32 and (
-    taps <= MOST_TAPS
-    and places >= FEWEST_PLACES
-    and products >= FEWEST_PRODUCTS
-  )
-
-
 def _convolve(x, kernel, form: Form, spread=(1, 1)):
   """XLA's convolution of a map whose places are `spread` out by zeros.
 
@@ -131,10 +104,9 @@ def _keep(x, kernel, form):
 
 def _backward(form, kept, grad):
   x, kernel = kept
-  by_kernel = by_blocks if gains(x, kernel, form) else by_convolution
   return (
     input_gradient(grad, kernel, x.shape, form),
-    by_kernel(x, grad, kernel.shape, form),
+    kernel_gradient(x, grad, kernel.shape, form),
   )
 
 
@@ -181,13 +153,22 @@ def _extents(form: Form, kernel_shape, grad, shape):
   ]
 
 
-def by_convolution(
+def kernel_gradient(
   x: Float[Array, 'b h w i'],
   grad: Float[Array, 'b h2 w2 o'],
   shape: tuple[int, int, int, int],
   form: Form,
 ) -> Float[Array, 'k l i o']:
-  """As `by_blocks`, by a convolution over places that sums over images."""
+  """sum_p x[s p + d j] grad[p]ᵀ of every tap j.
+
+  A convolution over places that sums over images.
+
+  Args:
+    x: what was convolved.
+    grad: with respect to the result.
+    shape: of the kernel.
+    form: strides s, padding, dilation d.
+  """
   padding = [
     (before, reach + spread + 1 - size - before)
     for before, reach, spread, size in _extents(form, shape, grad, x.shape)
@@ -198,72 +179,6 @@ def by_convolution(
     Form(form.dilation, padding, form.strides),
   )
   return found.transpose(1, 2, 0, 3)
-
-
-def by_blocks(
-  x: Float[Array, 'b h w i'],
-  grad: Float[Array, 'b h2 w2 o'],
-  shape: tuple[int, int, int, int],
-  form: Form,
-) -> Float[Array, 'k l i o']:
-  """sum_p x[s p + d j] grad[p]ᵀ of every tap j.
-
-  Args:
-    x: what was convolved.
-    grad: with respect to the result.
-    shape: of the kernel.
-    form: strides s, padding, dilation d.
-  """
-  images, rows, columns, outputs = grad.shape
-  x = pad_zeros(x, form.padding)
-  taps = list(itertools.product(*map(range, shape[:2])))
-  width = len(taps) * shape[2]
-
-  def side_by_side(x, grad):
-    """What the kernel sees of a block, at the first place of both, and grad."""
-    sides = [seen(x, tap, grad.shape[1:3], form) for tap in taps]
-    beside = jnp.concatenate(sides, -1).reshape(-1, width)
-    return beside, grad.reshape(-1, outputs)
-
-  # The sum is read and written for each block: no block is smaller than it.
-  size = x.dtype.itemsize * width
-  most = max(BLOCK_BYTES, size * outputs)
-  many, tall = _block(images, rows, most // (size * columns))
-  reach = form.strides[0] * (tall - 1) + form.dilation[0] * (shape[0] - 1) + 1
-
-  def add_block(index, total):
-    image, row = index // (rows // tall) * many, index % (rows // tall) * tall
-    part = lax.dynamic_slice(
-      x,
-      (image, row * form.strides[0], 0, 0),
-      (many, reach, *x.shape[2:]),
-    )
-    there = lax.dynamic_slice(
-      grad, (image, row, 0, 0), (many, tall, columns, outputs)
-    )
-    found = side_by_side(part, there)
-    # As `sum_outer`, but turned once, at the end.
-    return total + over_rows(*(found[::-1] if turned else found))
-
-  blocks = (images // many) * (rows // tall)
-  turned = outputs < width
-  size = (outputs, width) if turned else (width, outputs)
-  total = lax.fori_loop(0, blocks, add_block, jnp.zeros(size, x.dtype))
-  if turned:
-    total = lax.optimization_barrier(total).T
-  return total.reshape(shape)
-
-
-def _block(images: int, rows: int, most: int) -> tuple[int, int]:
-  """Images and rows of a block of `most` rows, or as near as divides."""
-  tall = _divisor(rows, most)
-  return (_divisor(images, most // rows) if tall == rows else 1), tall
-
-
-def _divisor(number: int, most: int) -> int:
-  """The largest divisor of `number` that is at most `most`, or 1."""
-  fitting = range(1, min(number, most) + 1)
-  return max((n for n in fitting if number % n == 0), default=1)
 
 
 def pad_zeros(

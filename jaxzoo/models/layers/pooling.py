@@ -61,12 +61,23 @@ def _slices(x, size, stride, pad):
 
 
 def _forward(x, size, stride, pad):
+  # A loop writes down what it finds; without one the compiler would find which
+  # place it was again in the backward pass, for every square that has the place.
+  count = 2 if len(x) % 2 == 0 else len(x)
+  parts = x.reshape(count, -1, *x.shape[1:])
+  found = lax.map(lambda part: _largest(part, size, stride, pad), parts)
+  y, first = (a.reshape(len(x), *a.shape[2:]) for a in found)
+  return y, (first, jnp.zeros((*x.shape[1:3], 0)))  # for its shape
+
+
+def _largest(x, size, stride, pad):
+  """The largest of each square and the first place that has it."""
   parts = _slices(x, size, stride, pad)
   y = functools.reduce(jnp.maximum, parts)
   first = jnp.zeros(y.shape, jnp.uint8)
   for index, part in reversed(list(enumerate(parts))):
     first = jnp.where(part == y, jnp.uint8(index), first)
-  return y, (first, jnp.zeros((*x.shape[1:3], 0)))  # for its shape
+  return y, first
 
 
 def _backward(size, stride, pad, kept, grad):
