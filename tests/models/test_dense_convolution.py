@@ -29,7 +29,9 @@ SIZES = ((12, 9), (4, 3))
   [
     *itertools.product(FORMS, SIZES[:1]),
     *itertools.product(('plain', 'strided', 'stem', 'dilated'), SIZES[1:]),
-    ('plain', (2, 1)),
+    # A kernel larger than its map's gradient.
+    *itertools.product(('plain', 'strided', 'dilated'), [(2, 1)]),
+    ('one-sided', (3, 2)),
   ],
 )
 def test_gradients_are_those_of_the_convolution(kind, shape):

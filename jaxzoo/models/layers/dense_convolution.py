@@ -121,20 +121,29 @@ def input_gradient(
 ) -> Float[Array, 'b h w i']:
   """The gradient, spread out by the strides, by the kernel turned around.
 
+  Turning and transposing a kernel at once takes the compiler three times as
+  long as transposing it: of a large kernel the maps are turned instead.
+
   Args:
     grad: with respect to the result.
     kernel: of the convolution.
     shape: of what was convolved.
     form: of the convolution.
   """
+
+  def convolve(grad, kernel, padding):
+    whole = Form((1, 1), padding, form.dilation)
+    return _convolve(grad, kernel.swapaxes(2, 3), whole, form.strides)
+
+  turn = lambda x, *axes: lax.rev(x, axes)
   padding = [
     (reach - before, size - 1 - spread + before)
     for before, reach, spread, size in _extents(form, kernel.shape, grad, shape)
   ]
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  return _convolve(
-    grad, turned, Form((1, 1), padding, form.dilation), form.strides
-  )
+  if kernel.size <= grad.size:
+    return convolve(grad, turn(kernel, 0, 1), padding)
+  padding = [(after, before) for before, after in padding]
+  return turn(convolve(turn(grad, 1, 2), kernel, padding), 1, 2)
 
 
 def _extents(form: Form, kernel_shape, grad, shape):
