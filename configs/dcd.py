@@ -38,6 +38,7 @@ def demo(model='resnet18_dcd', base='easy'):
   config = catalog.get_config(f'classification:{base},model={model}').unlock()
   config.system = 'dcd'
   config.model_options = dict(depths=(1, 1, 1), width=8, small_stem=True)
+  config.optim.lr = 1e-2
   config.epochs = 10.0
   config.baseline = BASELINE
   return config
@@ -47,6 +48,7 @@ def baseline():
   config = catalog.get_config('classification:easy').unlock()
   config.system = 'dcd'
   config.model_options.width = 8
+  config.optim.lr = 1e-2
   config.epochs = 10.0
   return config
 

@@ -46,6 +46,8 @@ def demo(model='genet_small', base='easy'):
   ).unlock()
   config.system = 'genet'
   config.model_options = dict(structure=SMALL)
+  config.optim.lr = 1e-2
+  config.epochs = 6.0
   config.baseline.update(BASELINE)
   return config
 
@@ -53,6 +55,8 @@ def demo(model='genet_small', base='easy'):
 def baseline():
   config = catalog.get_config('classification:easy').unlock()
   config.system = 'genet'
+  config.optim.lr = 2e-2
+  config.epochs = 6.0
   return config
 
 
@@ -60,6 +64,8 @@ def tiny(**options):
   config = demo(**options, base='tiny')
   config.model_options.structure = LEAST
   config.loss.update(mixup=0.0, cutmix=0.0)
+  config.optim.lr = 1e-2
+  config.epochs = 4.0
   config.baseline = {}
   return config
 

@@ -96,11 +96,14 @@ def small(base):
 
 def demo():
   config = small('')
+  # One narrow block does not learn where to look in a run of a minute.
+  config.decoder.update(width=64, depth=4)
   config.data.embedded = dict(seed=0, train=4000, test=256, size=64)
   config.norm_pix_loss = False  # of even patches it would leave noise alone
+  config.optim.lr = 6e-3
   config.batch_size = 32
-  config.epochs = 1.0
-  config.eval_epochs, config.save_epochs = 0.25, 0.5
+  config.epochs = 4.0
+  config.eval_epochs, config.save_epochs = 0.5, 2.0
   config.log_steps = 20
   config.baseline.update(BASELINE)
   return config
