@@ -3,8 +3,8 @@
     python -m jaxzoo.main --config=configs/dcd.py
 
 trains a small residual network of dynamic convolutions, kernels that fit
-themselves to the picture, on the embedded `shapes`; docs/results.md has what
-was measured.
+themselves to the picture, on the embedded `shapes`: top-1 97.0 % (mean of three
+seeds), of the baseline 96.4 % (docs/results.md). A minute on one CPU core.
 
     --config=configs/dcd.py:baseline    the same network of static convolutions
     --config=configs/dcd.py:paper       ResNet-50 on ImageNet; also ,model=NAME
@@ -14,12 +14,8 @@ was measured.
 
 from jaxzoo import catalog, configuration
 
-# Seed 0, docs/results.md.
-BASELINE = {
-  'test/top1': 89.9,
-  'test/top5': 98.3,
-  'test/nll': 0.31,
-}
+# Mean of `:baseline` over three seeds (docs/results.md).
+BASELINE = {'test/top1': 96.4, 'test/nll': 0.111}
 
 
 def get_config(variant=''):
@@ -34,12 +30,15 @@ def get_config(variant=''):
   return make(**options)
 
 
-def demo(model='resnet18_dcd', base='easy'):
+def dynamic(base, model):
   config = catalog.get_config(f'classification:{base},model={model}').unlock()
   config.system = 'dcd'
   config.model_options = dict(depths=(1, 1, 1), width=8, small_stem=True)
-  config.optim.lr = 1e-2
-  config.epochs = 10.0
+  return config
+
+
+def demo(model='resnet18_dcd'):
+  config = schedule(dynamic('easy', model))
   config.baseline = BASELINE
   return config
 
@@ -48,17 +47,22 @@ def baseline():
   config = catalog.get_config('classification:easy').unlock()
   config.system = 'dcd'
   config.model_options.width = 8
+  return schedule(config)
+
+
+def schedule(config):
+  """Many pictures, seen thrice: with few ones seeds differ more than kernels."""
+  config.data.embedded.train = 20_000
+  config.batch_size = 64
   config.optim.lr = 1e-2
-  config.epochs = 10.0
   return config
 
 
-def tiny(**options):
-  config = demo(**options, base='tiny')
-  config.model_options.update(depths=(1, 1), width=8)
+def tiny(model='resnet18_dcd'):
+  config = dynamic('tiny', model)
+  config.model_options.depths = (1, 1)
   targets(config)
   config.loss.mixup_ramp = 4.0
-  config.baseline = {}
   return config
 
 
