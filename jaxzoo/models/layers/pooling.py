@@ -3,7 +3,7 @@
 XLA's CPU compiler finds the largest element of every window once more in the
 backward pass, with its place in all four axes, in a generic loop. Here the
 forward pass keeps which one it was, and the backward pass is elementwise:
-7 times as fast on 8 maps of 112x112x64 (docs/performance.md:
+14 times as fast on 8 maps of 112x112x64 (docs/performance.md:
 `python -m jaxzoo.bench.formulations pooling`).
 """
 
