@@ -13,9 +13,9 @@ is.
 
 Programs are compiled with the options that training has for the family
 (`train/compiler.py`). A training step is forward, backward and SGD with
-momentum on cross entropy (of CLIP: its contrastive loss). FLOPs are those of matrix products and convolutions
-of one image, two a multiply-add; MFU is what part of the device's bfloat16 peak
-they reach, in training if that is measured.
+momentum on cross entropy (of CLIP: its contrastive loss). FLOPs are those of
+matrix products and convolutions of one image, two a multiply-add; MFU is what
+part of the device's bfloat16 peak they reach, in training if that is measured.
 """
 
 import contextlib
